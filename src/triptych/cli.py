@@ -1,0 +1,290 @@
+"""The command line: parses, calls, and turns a user's mistake into one line and exit code 2."""
+
+import contextlib
+import dataclasses
+import io
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from triptych.errors import UserError
+
+if TYPE_CHECKING:
+    from triptych.recipes.base import Recipe
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Where:
+    """Where a run lives, and what to do with one that is already there."""
+
+    run: Path | None = None
+    """The run's folder (default: runs/RECIPE)."""
+    resume: bool = False
+    """Go on from the newest whole checkpoint."""
+    overwrite: bool = False
+    """Delete the run that is there."""
+
+
+def demo(arguments: Sequence[str]) -> None:
+    """Watch a tiny model learn to draw: RL on a starter, then report.html."""
+    _train("demo", ["--overwrite", *arguments] if "--resume" not in arguments else arguments)
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Train a recipe: triptych train RECIPE [--resume] [--setting value ...]."""
+    if not arguments or arguments[0].startswith("-"):
+        raise UserError("which recipe? `triptych recipes` lists them")
+    _train(arguments[0], arguments[1:])
+
+
+def _train(name: str, arguments: Sequence[str]) -> None:
+    from triptych.recipes import find
+    from triptych.recipes.base import train as run_recipe
+    from triptych.report import build_report
+    from triptych.train.distributed import rank_and_size
+
+    recipe = find(name)
+    where, config = _settings(recipe, arguments)
+    run = where.run or Path("runs") / name
+    run_recipe(
+        dataclasses.replace(recipe, config=config), run, resume=where.resume, overwrite=where.overwrite
+    )
+    if rank_and_size()[0] == 0:
+        print(f"report: {build_report(run)}")
+
+
+def _settings(recipe: "Recipe", arguments: Sequence[str]) -> tuple[Where, Any]:
+    kind = type(recipe.config)
+    both = dataclasses.make_dataclass(
+        "Settings",
+        [
+            ("where", Annotated[Where, tyro.conf.arg(name="")], dataclasses.field(default_factory=Where)),
+            ("config", Annotated[kind, tyro.conf.arg(name="")], dataclasses.field(default=recipe.config)),
+        ],
+        frozen=True,
+    )
+    both.__doc__ = f"{recipe.name}: {recipe.summary}."
+    parsed = _parse(both, arguments, f"triptych train {recipe.name}")
+    return parsed.where, parsed.config
+
+
+def _parse(kind: Any, arguments: Sequence[str], program: str) -> Any:
+    """tyro, with its boxed messages turned into one line that names the nearest setting."""
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(
+                kind,
+                args=list(arguments),
+                prog=program,
+                config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagConversionOff),
+            )
+    except SystemExit as error:
+        if not error.code:
+            raise
+        raise UserError(_one_line(told.getvalue(), kind, arguments)) from None
+
+
+def _one_line(told: str, kind: Any, arguments: Sequence[str]) -> str:
+    known = ["--" + name for name in _flags(kind)]
+    for argument in arguments:
+        flag = argument.split("=")[0].replace("_", "-")
+        if argument.startswith("--") and flag not in known and flag.replace("--no-", "--", 1) not in known:
+            near = get_close_matches(flag, known, n=1, cutoff=0.5) or [
+                k for k in known if k.endswith(flag[2:])
+            ]
+            hint = f"did you mean {near[0]}?" if near else "add --help for the list"
+            return f"no setting {flag}; {hint}"
+    lines = [re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in told.splitlines()]
+    words = " ".join(line for line in lines if line)
+    return words.split("For full helptext")[0].strip() or "the arguments could not be read"
+
+
+def _flags(kind: Any, prefix: str = "") -> list[str]:
+    flags: list[str] = []
+    for field in dataclasses.fields(kind):
+        value = field.default if field.default is not dataclasses.MISSING else None
+        inner = type(value) if dataclasses.is_dataclass(value) else field.type
+        inner = getattr(inner, "__origin__", inner) if not dataclasses.is_dataclass(inner) else inner
+        name = "" if field.name in ("where", "config") and not prefix else f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(inner):
+            flags += _flags(inner, f"{name}." if name else "")
+        flags.append(name.replace("_", "-"))
+    return [flag for flag in flags if flag]
+
+
+# -- using a model ---------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Eval:
+    """Score a model on held-out prompts by GenEval's official rule, and on questions about pictures."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    tasks: int = 360
+    """How many held-out prompts."""
+    temperature: float = 1.0
+    guidance: float = 1.0
+    batch: int = 128
+    save: Path | None = None
+    """Also write the drawings here."""
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Score a model on held-out prompts."""
+    from triptych.evals.table import print_table
+    from triptych.models import load
+    from triptych.recipes import shapes_world
+    from triptych.scenarios.base import RolloutSettings
+    from triptych.train.run_directory import RunDirectory
+    from triptych.trajectory import Sampling
+
+    asked = _parse(Eval, arguments, "triptych eval")
+    draw = Sampling(temperature=asked.temperature, guidance=asked.guidance)
+    settings = RolloutSettings(draw=draw, batch=asked.batch)
+    found = shapes_world.evaluation(settings, asked.tasks)(load(asked.model), 0)
+    print_table(found.summary)
+    if asked.save:
+        RunDirectory(asked.save).save_samples("eval", found.pictures, found.rows)
+        print(f"drawings: {asked.save / 'samples' / 'eval'}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Draw:
+    """Draw a prompt and save a PNG."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    prompt: Annotated[str, tyro.conf.Positional]
+    n: int = 4
+    """How many drawings, side by side."""
+    seed: int = 0
+    temperature: float = 1.0
+    guidance: float = 1.0
+    out: Path = Path("drawing.png")
+    pixels: int = 256
+    """Width of one drawing in the PNG; smaller ones are enlarged without smoothing."""
+
+
+def draw(arguments: Sequence[str]) -> None:
+    """Draw a prompt: triptych draw MODEL "a photo of two red squares"."""
+    import torch
+    from PIL import Image
+
+    from triptych.models import load
+    from triptych.models.base import to_pictures
+    from triptych.trajectory import NoiseKey, Prompt, Sampling
+
+    asked = _parse(Draw, arguments, "triptych draw")
+    model = load(asked.model)
+    model.require("draw")
+    keys = [NoiseKey(asked.seed, 0, asked.prompt, i, "image") for i in range(asked.n)]
+    sampling = Sampling(temperature=asked.temperature, guidance=asked.guidance)
+    drawn = to_pictures(
+        model.decode(model.generate_image([Prompt.of(asked.prompt)] * asked.n, sampling, keys))
+    )
+    strip = Image.fromarray(torch.cat(list(drawn), dim=1).numpy())
+    scale = max(1, asked.pixels // drawn.shape[2])
+    size = (strip.width * scale, strip.height * scale)
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    strip.resize(size, Image.Resampling.NEAREST).save(asked.out)
+    print(f"{asked.n} drawings of {asked.prompt!r}: {asked.out}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ask:
+    """Ask a question about a picture."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    image: Annotated[Path, tyro.conf.Positional]
+    question: Annotated[str, tyro.conf.Positional]
+    max_tokens: int = 64
+
+
+def ask(arguments: Sequence[str]) -> None:
+    """Ask about a picture: triptych ask MODEL IMAGE "What is ...?"."""
+    import numpy as np
+    import torch
+    from PIL import Image, UnidentifiedImageError
+
+    from triptych.models import load
+    from triptych.trajectory import NoiseKey, Prompt, Sampling
+
+    asked = _parse(Ask, arguments, "triptych ask")
+    try:
+        picture = torch.from_numpy(np.array(Image.open(asked.image).convert("RGB")))
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"cannot read {asked.image} as a picture: {error}") from None
+    model = load(asked.model)
+    model.require("read")
+    sampling = Sampling(temperature=0, max_tokens=asked.max_tokens)
+    answer = model.generate_text([Prompt.of(picture, asked.question)], sampling, [NoiseKey(0, 0, "ask", 0)])
+    print(model.texts(answer)[0])
+
+
+def report(arguments: Sequence[str]) -> None:
+    """Write report.html of a run: triptych report runs/demo."""
+    from triptych.report import build_report
+
+    if len(arguments) != 1:
+        raise UserError("which run? e.g. triptych report runs/demo")
+    print(build_report(Path(arguments[0])))
+
+
+def doctor(arguments: Sequence[str]) -> None:
+    """Check the environment, the memory a recipe needs, and that scores equal recorded log-probabilities."""
+    from triptych import doctor as room
+
+    room.main(arguments[0] if arguments else None)
+
+
+def list_recipes(arguments: Sequence[str]) -> None:
+    """List the recipes."""
+    from triptych.recipes import recipes
+
+    for name, make in recipes().items():
+        print(f"{name:<18} {make().summary}")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "demo": demo,
+    "train": train,
+    "eval": evaluate,
+    "draw": draw,
+    "ask": ask,
+    "report": report,
+    "doctor": doctor,
+    "recipes": list_recipes,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the ``triptych`` command."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print("triptych: RL post-training for models that read, draw and edit\n")
+        for name, command in COMMANDS.items():
+            print(f"  {name:<9} {str(command.__doc__).splitlines()[0]}")
+        print("\ntriptych COMMAND --help tells more")
+        return
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    try:
+        if given[0] not in COMMANDS:
+            near = get_close_matches(given[0], COMMANDS, n=1)
+            raise UserError(
+                f"no command {given[0]!r}; " + (f"did you mean {near[0]}?" if near else "see --help")
+            )
+        COMMANDS[given[0]](given[1:])
+    except UserError as error:
+        print(f"triptych: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("triptych: stopped at once; the last checkpoint is whole, --resume goes on", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""A check-up: versions, memory, and whether scores equal what sampling recorded."""
+
+import resource
+import sys
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from triptych.models import load
+from triptych.models.base import UnifiedModel
+from triptych.recipes import find
+from triptych.recipes.base import Recipe
+from triptych.train.policy import PolicyConfig
+from triptych.train.run_directory import versions
+from triptych.trajectory import NoiseKey, Prompt, Sampling
+
+PROMPTS = (
+    "a photo of a red square",
+    "a photo of two blue rings",
+    "a square",
+    "a photo of a red square above a ring",
+)
+GIB = 2**30
+
+
+def main(recipe_name: str | None) -> None:
+    """Print the check-up of a recipe (default: demo); raises nothing, says what is wrong."""
+    console = Console(highlight=False)
+    recipe = find(recipe_name or "demo")
+    for name, number in versions().items():
+        console.print(f"{name:<13} {number}")
+    console.print(f"{'device':<13} {_device()}\n")
+    model = (recipe.build(recipe.config).model or (lambda: load(recipe.config.model)))()
+    _memory(console, recipe, model)
+    if isinstance(recipe.config, PolicyConfig) and "draw" in model.can:
+        _ratios(console, model, recipe.config)
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return f"{torch.cuda.get_device_name()} ({free / GIB:.0f} of {total / GIB:.0f} GiB free)"
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def _memory(console: Console, recipe: Recipe, model: UnifiedModel) -> None:
+    config = recipe.config
+    weights = sum(p.numel() for p in model.network.parameters())
+    trained = weights if config.lora is None else round(0.02 * weights)
+    copies = {
+        "weights (fp32)": 4 * weights,
+        "gradients": 4 * trained,
+        "optimizer states": 8 * trained,
+        "moving average": 4 * trained if config.average else 0,
+        "reference": 4 * weights if _keeps_reference(recipe) and config.lora is None else 0,
+    }
+    console.print(f"{recipe.name}: {weights / 1e6:.1f}M parameters; memory before activations")
+    for name, size in copies.items():
+        console.print(f"  {name:<18} {size / GIB:8.2f} GiB")
+    console.print(f"  {'together':<18} {sum(copies.values()) / GIB:8.2f} GiB")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    console.print(f"  {'this process now':<18} {peak / GIB:8.2f} GiB\n")
+
+
+def _keeps_reference(recipe: Recipe) -> bool:
+    return isinstance(recipe.config, PolicyConfig) and recipe.config.loss.needs_reference
+
+
+def ratio_errors(model: UnifiedModel, guidance: float, temperature: float = 1.0) -> Tensor:
+    """|score - recorded log-probability| ``[B, A]`` of a few drawings of prompts of different lengths."""
+    keys = [NoiseKey(0, 0, prompt, 0, "image") for prompt in PROMPTS]
+    sampling = Sampling(guidance=guidance, temperature=temperature)
+    segment = model.generate_image([Prompt.of(p) for p in PROMPTS], sampling, keys)
+    with torch.no_grad():
+        again = model.score(segment, frozenset({"logp"})).logp
+    assert again is not None
+    return (again.cpu() - segment.logp.cpu()).abs() * segment.mask.cpu()
+
+
+def _ratios(console: Console, model: UnifiedModel, config: PolicyConfig) -> None:
+    table = Table(title="largest |score - recorded log-prob|, by position", title_justify="left")
+    errors = {g: ratio_errors(model, g).amax(0) for g in (1.0, 3.0, 5.0)}
+    quarters = [f"{int(p[0])}-{int(p[-1])}" for p in torch.arange(len(errors[1.0])).chunk(4)]
+    for title in ("guidance", *quarters):
+        table.add_column(title, justify="right")
+    for guidance, error in errors.items():
+        table.add_row(f"{guidance:g}", *(f"{float(part.max()):.1e}" for part in error.chunk(4)))
+    console.print(table)
+    worst, clip = (
+        max(float(e.max()) for e in errors.values()),
+        min(config.loss.clip_low, config.loss.clip_high),
+    )
+    allowed = config.ratio_tolerance
+    console.print(
+        f"ratio 1: {'holds' if worst <= allowed else 'BROKEN'} (worst {worst:.1e}, allowed {allowed:.0e})"
+    )
+    if config.loss.objective == "clip":
+        above = "above" if clip > 10 * worst else "NOT ABOVE"
+        console.print(f"clip range {clip:g} is {above} ten times the noise floor")

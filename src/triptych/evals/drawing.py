@@ -1,0 +1,92 @@
+"""Evaluation by drawing: held-out prompts are drawn and judged by GenEval's rule.
+
+Knows tasks, a scenario and a judge of pictures; which detector stands behind the judge is the caller's.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from triptych.evals.evaluation import Evaluation
+from triptych.evals.geneval import Verdict, summarise
+from triptych.models.base import UnifiedModel
+from triptych.scenarios.base import RolloutSettings, Scenario, play
+from triptych.trajectory import Picture, Task
+
+Judge = Callable[[Picture, Mapping[str, Any]], Verdict]
+EVALUATION_STEP = -1
+"""The step in every evaluation's noise keys: the same drawings' noise before, during and after training."""
+
+
+def evaluate_drawing(
+    model: UnifiedModel,
+    scenario: Scenario,
+    tasks: Sequence[Task],
+    judge: Judge,
+    settings: RolloutSettings,
+    *,
+    seed: int = 0,
+) -> Evaluation:
+    """One drawing a task, always with the same noise; summary: score (official), dense, macro, tags, n."""
+    rollout = play(scenario, model, tasks, settings, seed=seed, step=EVALUATION_STEP)
+    pictures = [s.completion for s in rollout.samples if isinstance(s.completion, torch.Tensor)]
+    verdicts = [judge(p, t.metadata) for p, t in zip(pictures, tasks, strict=True)]
+    table = summarise(verdicts, [t.metadata for t in tasks])
+    overall, macro = table.pop("overall"), table.pop("macro")
+    rows = [
+        {
+            "task": t.id,
+            "prompt": t.prompt,
+            "tag": t.metadata["tag"],
+            "correct": v.correct,
+            "score": v.score,
+            "reason": v.reason,
+        }
+        for t, v in zip(tasks, verdicts, strict=True)
+    ]
+    summary = {
+        "score": overall["score"],
+        "low": overall["low"],
+        "high": overall["high"],
+        "dense": sum(v.score for v in verdicts) / len(verdicts),
+        "macro": macro["score"],
+        "n": len(tasks),
+        "tags": table,
+    }
+    return Evaluation(summary=summary, pictures=pictures, rows=rows)
+
+
+def diversity(
+    model: UnifiedModel,
+    scenario: Scenario,
+    tasks: Sequence[Task],
+    settings: RolloutSettings,
+    *,
+    samples: int = 4,
+    seed: int = 0,
+) -> float:
+    """Mean absolute pixel difference (0-1) between drawings of one prompt: 0 if all are the same."""
+    rollout = play(scenario, model, tasks, settings, group=samples, seed=seed, step=EVALUATION_STEP)
+    pictures = torch.stack([s.completion for s in rollout.samples if isinstance(s.completion, torch.Tensor)])
+    sets = pictures.float().div(255).view(len(tasks), samples, -1)
+    return float(torch.stack([torch.pdist(group, p=1).mean() for group in sets]).mean() / sets.shape[-1])
+
+
+def read_accuracy(
+    model: UnifiedModel,
+    questions: Sequence[tuple[Picture, str]],
+    is_right: Callable[[int, str], bool],
+    settings: RolloutSettings,
+) -> float:
+    """Share of questions about pictures that the model answers right, read greedily."""
+    from triptych.trajectory import NoiseKey, Prompt, Sampling
+
+    greedy = Sampling(temperature=0, max_tokens=settings.write.max_tokens)
+    right = 0
+    for i in range(0, len(questions), settings.batch):
+        part = questions[i : i + settings.batch]
+        keys = [NoiseKey(0, EVALUATION_STEP, str(i + j), 0, "answer") for j in range(len(part))]
+        answers = model.texts(model.generate_text([Prompt.of(p, q) for p, q in part], greedy, keys))
+        right += sum(is_right(i + j, answer) for j, answer in enumerate(answers))
+    return right / len(questions)

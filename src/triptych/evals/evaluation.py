@@ -1,0 +1,16 @@
+"""What every evaluation returns, whoever asks for it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from triptych.trajectory import Picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A ``summary`` for ``evals.jsonl`` (with "score"), and drawings to look at with one row each."""
+
+    summary: Mapping[str, Any]
+    pictures: Sequence[Picture] = ()
+    rows: Sequence[Mapping[str, Any]] = ()

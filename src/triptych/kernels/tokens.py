@@ -1,0 +1,123 @@
+"""Tokens drawn one after another: text, and autoregressive image tokens (METHODS 4.1).
+
+The policy is ``softmax(logits / temperature)`` with guidance mixed in before; sampling and scoring
+both go through :func:`log_policy`, so they cannot disagree. Everything here is fp32 or better,
+whatever dtype the network computes in.
+
+Shape legend: B rows, A actions, D width, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_ELEMENTS = 2**24
+"""How many logits one chunk of :func:`score_hidden` may hold at once (64 MiB in fp32)."""
+
+
+def guided(logits: Tensor, guidance: float) -> Tensor:
+    """Mix ``[2B, ..., V]`` (conditional rows first, then unconditional) to ``u + s (c - u)`` ``[B, ..., V]``.
+
+    With ``guidance == 1`` the input has no unconditional rows and is returned as it is.
+    """
+    if guidance == 1:
+        return logits
+    cond, uncond = logits.chunk(2)
+    return uncond + guidance * (cond - uncond)
+
+
+def log_policy(logits: Tensor, temperature: float, guidance: float = 1.0) -> Tensor:
+    """Log-probabilities of the policy that acts, ``[B, ..., V]`` fp32."""
+    return torch.log_softmax(guided(logits.float(), guidance) / temperature, dim=-1)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Tokens ``[B]`` int64 and their log-probabilities ``[B]`` fp32, from the logits that the draw used."""
+
+    tokens: Tensor
+    logp: Tensor
+
+
+def sample(logits: Tensor, uniform: Tensor, temperature: float, guidance: float = 1.0) -> Draw:
+    """Draw one token a row by inverting the cumulative distribution at ``uniform`` ``[B]`` (float64).
+
+    ``temperature == 0`` takes the most likely token, with log-probability 0: a certain action.
+    """
+    if temperature == 0:
+        tokens = guided(logits.float(), guidance).argmax(-1)
+        return Draw(tokens, torch.zeros_like(tokens, dtype=torch.float32))
+    logp = log_policy(logits, temperature, guidance)
+    cdf = logp.double().exp().cumsum(-1)
+    tokens = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).squeeze(-1)
+    tokens = tokens.clamp(max=logits.shape[-1] - 1)
+    return Draw(tokens, logp.gather(-1, tokens[:, None]).squeeze(-1))
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What was asked for, each ``[B, A]`` fp32: log-probability, entropy, KL to the reference (nats)."""
+
+    logp: Tensor
+    entropy: Tensor | None = None
+    kl: Tensor | None = None
+
+
+def score(
+    logits: Tensor,
+    tokens: Tensor,
+    temperature: float,
+    guidance: float = 1.0,
+    *,
+    entropy: bool = False,
+    reference_logits: Tensor | None = None,
+) -> TokenScores:
+    """Score ``tokens [B, A]`` under ``logits [B, A, V]`` (``[2B, A, V]`` with guidance).
+
+    KL is the exact sum over the vocabulary, KL(policy || reference), non-negative.
+    """
+    logp = log_policy(logits, temperature, guidance)
+    chosen = logp.gather(-1, tokens[..., None]).squeeze(-1)
+    spread = -(logp.exp() * logp).sum(-1) if entropy else None
+    if reference_logits is None:
+        return TokenScores(chosen, spread)
+    other = log_policy(reference_logits, temperature, guidance)
+    return TokenScores(chosen, spread, (logp.exp() * (logp - other)).sum(-1))
+
+
+def score_hidden(
+    hidden: Tensor,
+    head: Callable[[Tensor], Tensor],
+    tokens: Tensor,
+    temperature: float,
+    guidance: float = 1.0,
+    *,
+    entropy: bool = False,
+    reference: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None,
+    chunk_elements: int = CHUNK_ELEMENTS,
+    vocabulary: int,
+) -> TokenScores:
+    """As :func:`score`, from hidden states ``[B or 2B, A, D]`` and the head that makes logits of them.
+
+    Works through chunks of positions and recomputes each one's logits in the backward pass, so memory
+    does not grow with A x V. ``reference`` is (hidden states, head) of the reference model.
+    """
+
+    def part(h: Tensor, t: Tensor, r: Tensor | None) -> tuple[Tensor, ...]:
+        reference_logits = reference[1](r) if reference is not None and r is not None else None
+        scores = score(head(h), t, temperature, guidance, entropy=entropy, reference_logits=reference_logits)
+        return tuple(x for x in (scores.logp, scores.entropy, scores.kl) if x is not None)
+
+    width = max(1, chunk_elements // (hidden.shape[0] * vocabulary))
+    parts: list[tuple[Tensor, ...]] = []
+    for i in range(0, tokens.shape[1], width):
+        piece = slice(i, i + width)
+        inputs = (hidden[:, piece], tokens[:, piece], reference[0][:, piece] if reference else None)
+        whole = width >= tokens.shape[1] or not torch.is_grad_enabled()
+        parts.append(part(*inputs) if whole else checkpoint(part, *inputs, use_reentrant=False))
+    joined = [torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True)]
+    logp = joined.pop(0)
+    return TokenScores(logp, joined.pop(0) if entropy else None, joined.pop(0) if reference else None)

@@ -1,0 +1,65 @@
+"""Unified models behind one contract, and :func:`load`, which opens any of them."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from triptych.errors import UserError
+from triptych.models.base import UnifiedModel
+
+STARTERS = "starters/"
+
+
+def load(name: str | Path, *, dtype: torch.dtype = torch.float32) -> UnifiedModel:
+    """Open a model: a folder in a public layout, a run directory, ``starters/NAME``, or a hub name.
+
+    Raises UserError that says what was looked for where nothing fits.
+    """
+    from transformers import AutoConfig
+
+    from triptych.models.janus import JanusModel
+
+    families = {"janus": JanusModel}
+    folder = resolve(str(name))
+    try:
+        about = folder if (Path(folder) / "config.json").exists() else base_of(Path(folder)) or folder
+        kind = AutoConfig.from_pretrained(about).model_type
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no model at {name}: expected a model folder, a run directory, starters/NAME, or a hub name"
+            f" ({str(error).splitlines()[0]})"
+        ) from None
+    if kind not in families:
+        raise UserError(f"{name} is a {kind} model; this version opens {', '.join(families)}")
+    return families[kind].from_pretrained(folder, dtype=dtype)
+
+
+def base_of(folder: Path) -> str | None:
+    """The base model that an adapter's folder names."""
+    file = folder / "adapter_config.json"
+    return json.loads(file.read_text())["base_model_name_or_path"] if file.exists() else None
+
+
+def resolve(name: str) -> str:
+    """The folder that a name means; names that are no local folder are returned as they are (hub names)."""
+    path = Path(name)
+    if (path / "checkpoints").is_dir():
+        whole = sorted(path.glob("checkpoints/step_*/MANIFEST.json"))
+        if not whole:
+            raise UserError(f"{name} is a run without a whole checkpoint")
+        return str(whole[-1].parent / "model")
+    if not path.exists() and name.startswith(STARTERS):
+        starter = starters_folder() / name.removeprefix(STARTERS)
+        if not starter.exists():
+            there = sorted(p.name for p in starters_folder().glob("*") if (p / "config.json").exists())
+            raise UserError(f"no starter called {name}; there are {', '.join(there) or 'none'}")
+        return str(starter)
+    return name
+
+
+def starters_folder() -> Path:
+    """Where the starters lie: inside the installed package, or beside ``src`` in a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "starters"
+    return inside if inside.exists() else package.parents[1] / "starters"

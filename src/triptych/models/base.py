@@ -1,0 +1,251 @@
+"""The contract between a model and everything that acts through it.
+
+Scenarios, rewards and the trainer see :class:`UnifiedModel` and no more; which tensors a segment holds
+is between the model and its kernel. A model knows no scenario, no reward and no optimizer.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from triptych.errors import UserError
+from triptych.trajectory import NoiseKey, Picture, Prompt, Sampling, Segment, TextSegment
+
+
+class Codec(Protocol):
+    """Pictures to token ids and back: the seam between a drawing's tokens and its pixels."""
+
+    @property
+    def codebook(self) -> Tensor:
+        """``[K, d]``: what each id stands for."""
+        ...
+
+    def encode(self, images: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` in [0, 1] -> ids ``[B, N]`` int64, raster order."""
+        ...
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """ids ``[B, N]`` -> ``[B, 3, H, W]`` in [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What ``score`` was asked for, each ``[B, A]`` fp32; None where it was not."""
+
+    logp: Tensor | None = None
+    entropy: Tensor | None = None
+    kl: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One supervised pair: a prompt, and what should follow: text, or a picture to draw."""
+
+    prompt: Prompt
+    target: str | Picture
+
+
+@dataclass(frozen=True)
+class LossSum:
+    """A sum of element losses and how many elements it has, so that any split adds up to the same mean."""
+
+    total: Tensor
+    count: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Low-rank adapters through peft: rank, alpha, which linear layers, which modules train in full."""
+
+    rank: int = 16
+    alpha: int = 32
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    full: tuple[str, ...] = ()
+
+
+@dataclass
+class _Reference:
+    """A frozen copy of the network, kept out of the module tree: it is neither trained nor saved."""
+
+    network: nn.Module
+    device: torch.device
+    idle: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+class UnifiedModel(nn.Module, ABC):
+    """One policy that reads, draws and edits.
+
+    ``network`` holds all weights. ``can`` says which of "read", "draw", "edit" the model does; asking for
+    another is an error. The model stays in eval mode for good: dropout in one of two passes would make
+    the policy that is scored another one than the policy that acted.
+    """
+
+    can: ClassVar[frozenset[str]] = frozenset()
+    name: ClassVar[str] = "model"
+    network: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recompute = False
+        self._frozen: list[_Reference] = []
+
+    # -- acting ------------------------------------------------------------------------------------
+    @abstractmethod
+    def generate_text(
+        self, prompts: Sequence[Prompt], sampling: Sampling, keys: Sequence[NoiseKey]
+    ) -> TextSegment:
+        """Write one text a prompt; ``keys[b]`` decides row b's draws, whatever the batch."""
+
+    @abstractmethod
+    def generate_image(
+        self, prompts: Sequence[Prompt], sampling: Sampling, keys: Sequence[NoiseKey]
+    ) -> Segment:
+        """Draw one picture a prompt; ``keys[b]`` decides row b's draws, whatever the batch."""
+
+    @abstractmethod
+    def forward(self, segment: Segment, need: frozenset[str], reference: bool = False) -> Scores:
+        """What :meth:`score` computes; a forward of the module, so that wrappers see it."""
+
+    def score(self, segment: Segment, need: frozenset[str], reference: bool = False) -> Scores:
+        """Score recorded actions with the present weights, by the settings recorded in the segment.
+
+        ``need`` names what to return: "logp", "entropy", "kl" (exact, to the reference; over the whole
+        vocabulary, inside the chunk). ``reference=True`` scores with the reference weights instead.
+        """
+        unknown = need - {"logp", "entropy", "kl"}
+        if unknown:
+            raise UserError(f"{self.name} cannot score {sorted(unknown)}; it gives logp, entropy and kl")
+        if segment.sampling.temperature == 0:
+            raise UserError(f"segment {segment.name!r} was drawn greedily: it has no probabilities to score")
+        if not reference:
+            result: Scores = self(segment, need)
+            return result
+        with self.reference():
+            result = self(segment, need)
+            return result
+
+    @abstractmethod
+    def decode(self, segment: Segment) -> Tensor:
+        """Pictures of a drawn segment: ``[B, 3, H, W]`` in [0, 1]."""
+
+    @abstractmethod
+    def texts(self, segment: TextSegment) -> list[str]:
+        """The written strings, without special tokens."""
+
+    def relax(self, segment: Segment, tau: float) -> Tensor:
+        """A differentiable picture ``[B, 3, H, W]`` (straight-through Gumbel-softmax at ``tau``)."""
+        raise UserError(f"{self.name} offers no differentiable drawing")
+
+    # -- learning ----------------------------------------------------------------------------------
+    @abstractmethod
+    def supervised_loss(self, examples: Sequence[Example]) -> dict[str, LossSum]:
+        """Cross-entropy in nats a token, summed, by kind of target: "draw" and "read"."""
+
+    @abstractmethod
+    def target_count(self, examples: Sequence[Example]) -> int:
+        """How many elements :meth:`supervised_loss` would sum over, without computing anything."""
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Trainable parameters by expert name; each group may have its own learning rate."""
+        return {"model": [p for p in self.network.parameters() if p.requires_grad]}
+
+    def add_lora(self, settings: LoraSettings) -> None:
+        """Put adapters on the network and freeze all else but ``settings.full``; needs the extra ``lora``."""
+        from triptych.models.lora import add_lora
+
+        add_lora(self.network, settings)
+
+    # -- the reference -----------------------------------------------------------------------------
+    def keep_reference(self, offload: bool = False) -> None:
+        """Remember the present weights as the reference policy.
+
+        With adapters nothing is copied: the reference is the adapter switched off. ``offload`` keeps the
+        copy in main memory except while it is used.
+        """
+        from triptych.models.lora import adapters
+
+        if adapters(self.network):
+            return
+        copy = deepcopy(self.network).requires_grad_(False)
+        device = self.device
+        self._frozen = [_Reference(copy, device, torch.device("cpu") if offload else device)]
+        copy.to(self._frozen[0].idle)
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether a KL to a reference can be computed."""
+        from triptych.models.lora import adapters
+
+        return bool(self._frozen) or bool(adapters(self.network))
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the model computes with the reference weights, without gradients."""
+        from triptych.models.lora import adapters, without_adapters
+
+        with torch.no_grad():
+            if adapters(self.network):
+                with without_adapters(self.network):
+                    yield
+                return
+            if not self._frozen:
+                raise UserError("a KL to the reference is asked for, but no reference was kept")
+            kept, policy = self._frozen[0], self.network
+            self.network = kept.network.to(kept.device)
+            try:
+                yield
+            finally:
+                self.network = policy
+                kept.network.to(kept.idle)
+
+    # -- files -------------------------------------------------------------------------------------
+    def load_weights(self, folder: Path) -> None:
+        """Take over what :meth:`save_pretrained` wrote: all weights, or the adapter's where there is one."""
+        from triptych.models.lora import adapters, load_adapter
+
+        if adapters(self.network):
+            load_adapter(self.network, folder)
+        else:
+            self.network.load_state_dict(type(self).from_pretrained(folder).network.state_dict())
+
+    def set_attention(self, implementation: str) -> None:
+        """Which attention kernel the network uses: "sdpa", or "eager" (faster to train at short lengths)."""
+        self.network.set_attn_implementation(implementation)
+
+    @abstractmethod
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the model in its public layout."""
+
+    @classmethod
+    @abstractmethod
+    def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Self:
+        """Open a folder in the public layout, or a hub name."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    def require(self, *abilities: str) -> None:
+        """Raise a clear error if the model lacks one of ``abilities``."""
+        for ability in abilities:
+            if ability not in self.can:
+                raise UserError(f"{self.name} cannot {ability}; it can {', '.join(sorted(self.can))}")
+
+
+def to_pictures(images: Tensor) -> Tensor:
+    """``[B, 3, H, W]`` in [0, 1] -> uint8 ``[B, H, W, 3]``: the recorded form of a drawing."""
+    return (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+
+def from_pictures(pictures: Sequence[Picture]) -> Tensor:
+    """uint8 ``[H, W, 3]`` each -> ``[B, 3, H, W]`` fp32 in [0, 1]."""
+    return torch.stack(list(pictures)).permute(0, 3, 1, 2).float() / 255

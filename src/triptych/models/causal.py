@@ -1,0 +1,152 @@
+"""Running a causal language model of transformers: cached decoding, teacher forcing, left padding.
+
+Shared by every model whose tokens come one after another. It calls each decoder layer through its own
+``forward`` (hooks, adapters and sharding keep working) with one explicit attention mask, and keeps keys
+and values in buffers of the final length, so a step costs what the layers cost and little more.
+
+Shape legend: R rows (twice B under guidance), P prefix length, A actions, D width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from triptych.kernels import tokens as kernel
+from triptych.trajectory import Sampling
+
+
+class BufferCache:
+    """Keys and values of all layers, written in place; speaks the one method that attention layers call."""
+
+    def __init__(self, layers: int, length: int) -> None:
+        self.length = length
+        self.filled = [0] * layers
+        self.buffers: list[tuple[Tensor, Tensor] | None] = [None] * layers
+
+    def update(
+        self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        """Append ``[R, heads, new, d]`` and return everything so far."""
+        pair = self.buffers[layer]
+        if pair is None:
+            shape = (key.shape[0], key.shape[1], self.length, key.shape[3])
+            pair = self.buffers[layer] = (key.new_empty(shape), value.new_empty(shape))
+        start, end = self.filled[layer], self.filled[layer] + key.shape[2]
+        pair[0][:, :, start:end] = key
+        pair[1][:, :, start:end] = value
+        self.filled[layer] = end
+        return pair[0][:, :, :end], pair[1][:, :, :end]
+
+
+def causal_mask(valid: Tensor, new: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask ``[R, 1, new, T]``: the last ``new`` of T columns attend to earlier valid columns.
+
+    Padding columns attend to themselves, so that no row of the softmax is empty.
+    """
+    total = valid.shape[1]
+    rows = torch.arange(total - new, total, device=valid.device)[:, None]
+    columns = torch.arange(total, device=valid.device)
+    allowed = (columns <= rows) & (valid[:, None, :] | (columns == rows))
+    return torch.zeros(allowed.shape, dtype=dtype, device=valid.device).masked_fill(
+        ~allowed, torch.finfo(dtype).min
+    )[:, None]
+
+
+def positions(valid: Tensor) -> Tensor:
+    """Position ids ``[R, T]`` that count valid columns only: they do not depend on padding."""
+    return (valid.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def run_layers(
+    lm: Any,
+    embeds: Tensor,
+    mask: Tensor | None,
+    position_ids: Tensor,
+    cache: BufferCache | None = None,
+    *,
+    recompute: bool = False,
+) -> Tensor:
+    """Hidden states ``[R, new, D]`` after the final norm, for a Llama-like decoder."""
+    rotary = lm.rotary_emb(embeds, position_ids=position_ids)
+    hidden = embeds
+    for layer in lm.layers:
+        arguments = {
+            "attention_mask": mask,
+            "position_embeddings": rotary,
+            "position_ids": position_ids,
+            "past_key_values": cache,
+        }
+        if recompute and torch.is_grad_enabled():
+            hidden = checkpoint(layer, hidden, use_reentrant=False, **arguments)
+        else:
+            hidden = layer(hidden, **arguments)
+    final: Tensor = lm.norm(hidden)
+    return final
+
+
+def teacher_forced(lm: Any, embeds: Tensor, valid: Tensor, *, recompute: bool = False) -> Tensor:
+    """Hidden states ``[R, T, D]`` of whole sequences."""
+    mask = causal_mask(valid, valid.shape[1], embeds.dtype)
+    return run_layers(lm, embeds, mask, positions(valid), recompute=recompute)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What :func:`autoregress` did: ``tokens``, ``logp``, ``mask``, each ``[B, A]``."""
+
+    tokens: Tensor
+    logp: Tensor
+    mask: Tensor
+
+
+@torch.no_grad()
+def autoregress(
+    lm: Any,
+    prefix: Tensor,
+    valid: Tensor,
+    uniforms: Tensor,
+    sampling: Sampling,
+    *,
+    head: Callable[[Tensor], Tensor],
+    embed: Callable[[Tensor], Tensor],
+    end: int | None = None,
+) -> Written:
+    """Draw up to A tokens a row after ``prefix [R, P, D]`` (left padded, ``valid [R, P]``).
+
+    With guidance, R = 2B: conditional rows, then unconditional ones; both are fed the drawn token.
+    ``uniforms [B, A]`` decides the draws. A row that drew ``end`` stops; its later entries are masked.
+    """
+    actions = uniforms.shape[1]
+    cache = BufferCache(len(lm.layers), prefix.shape[1] + actions)
+    valid = torch.cat([valid, valid.new_ones(valid.shape[0], actions)], dim=1)
+    place = positions(valid)
+    start = prefix.shape[1]
+    hidden = run_layers(
+        lm, prefix, causal_mask(valid[:, :start], start, prefix.dtype), place[:, :start], cache
+    )[:, -1]
+    padded = not bool(valid.all())
+    full_mask = causal_mask(valid, 1, prefix.dtype) if padded else None
+    alive = torch.ones(uniforms.shape[0], dtype=torch.bool, device=prefix.device)
+    drawn: list[Tensor] = []
+    logps: list[Tensor] = []
+    masks: list[Tensor] = []
+    for a in range(actions):
+        draw = kernel.sample(head(hidden), uniforms[:, a], sampling.temperature, sampling.guidance)
+        drawn.append(draw.tokens)
+        logps.append(draw.logp)
+        masks.append(alive)
+        if end is not None:
+            alive = alive & (draw.tokens != end)
+            if not alive.any():
+                break
+        if a + 1 < actions:
+            again = draw.tokens.repeat(prefix.shape[0] // draw.tokens.shape[0])
+            column = start + a
+            mask = full_mask[..., : column + 1] if full_mask is not None else None
+            hidden = run_layers(lm, embed(again)[:, None], mask, place[:, column : column + 1], cache)[:, -1]
+    taken = torch.stack(masks, 1)
+    return Written(torch.stack(drawn, 1) * taken, torch.stack(logps, 1) * taken, taken)

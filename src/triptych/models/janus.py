@@ -1,0 +1,387 @@
+"""Janus and Janus-Pro: one causal language model that reads pictures and draws them token by token.
+
+Wraps transformers' ``JanusForConditionalGeneration`` and loads its public layout
+(``deepseek-community/Janus-Pro-1B``, ``-7B``, ``Janus-1.3B``). Pictures are read through the SigLIP tower
+and drawn as VQ token ids in raster order, each predicted by the hidden state *before* it. Guidance uses
+an unconditional row that keeps the begin-of-sentence and begin-of-image tokens and pads the rest
+(arXiv 2501.17811; conventions checked against the public code, see METHODS 5).
+
+Shape legend: B rows, P padded prompt length, A actions, N image tokens, D width, K codes.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoTokenizer, JanusForConditionalGeneration, PreTrainedTokenizerBase
+
+from triptych.errors import UserError
+from triptych.kernels import tokens as kernel
+from triptych.kernels.noise import uniforms
+from triptych.models import causal
+from triptych.models.base import Codec, Example, LossSum, Scores, UnifiedModel, from_pictures
+from triptych.models.lora import adapters, open_adapter, save_adapter
+from triptych.models.patch_codec import PatchCodec
+from triptych.trajectory import (
+    NoiseKey,
+    Picture,
+    Prompt,
+    Sampling,
+    Segment,
+    TextSegment,
+    TokenImageSegment,
+)
+
+USER, ASSISTANT = "<|User|>", "<|Assistant|>"
+BEGIN_IMAGE, IMAGE, END_IMAGE = "<begin_of_image>", "<image_placeholder>", "<end_of_image>"
+
+
+class VQCodec:
+    """The public VQ tokenizer: ids are found by cosine, as it was trained.
+
+    transformers' ``encode`` compares unnormalised vectors, where the original normalises both sides; only
+    the latter inverts ``decode``, which looks codes up normalised. Pixels inside are in [-1, 1].
+    """
+
+    def __init__(self, vq: Any) -> None:
+        self.vq = vq
+
+    @property
+    def codebook(self) -> Tensor:
+        """``[K, d]``, unit length, as ``decode`` uses it."""
+        return nn.functional.normalize(self.vq.quantize.embedding.weight, dim=-1)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` in [0, 1] -> ids ``[B, N]``."""
+        weight = self.vq.quant_conv.weight
+        latent = self.vq.quant_conv(self.vq.encoder((images * 2 - 1).to(weight)))
+        latent = nn.functional.normalize(latent.flatten(2).transpose(1, 2), dim=-1)
+        return (latent @ self.codebook.T).argmax(-1)
+
+    @torch.no_grad()
+    def decode(self, ids: Tensor) -> Tensor:
+        """ids ``[B, N]`` -> ``[B, 3, H, W]`` in [0, 1]."""
+        images: Tensor = self.vq.decode(ids)
+        return (images.float() / 2 + 0.5).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class _Context:
+    """Left-padded prompts as embeddings ``[B, P, D]`` with the columns that count ``[B, P]``."""
+
+    embeds: Tensor
+    valid: Tensor
+
+
+class JanusModel(UnifiedModel):
+    """Janus behind the :class:`~triptych.models.base.UnifiedModel` contract: reads and draws."""
+
+    can: ClassVar[frozenset[str]] = frozenset({"read", "draw"})
+    name: ClassVar[str] = "janus"
+
+    def __init__(
+        self,
+        network: JanusForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerBase,
+        codec: Codec | None = None,
+        *,
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.5, 0.5, 0.5),
+    ) -> None:
+        super().__init__()
+        self.network = network.eval()
+        self.tokenizer = tokenizer
+        self.codec: Codec = codec if codec is not None else VQCodec(network.model.vqmodel)
+        self.mean, self.std = tuple(mean), tuple(std)
+        vision = network.config.vision_config
+        self.image_size = int(vision.image_size)
+        self.read_tokens = int(vision.num_image_tokens)
+        self.draw_tokens = (self.image_size // int(vision.patch_size)) ** 2
+        self.vocabulary = int(network.config.text_config.vocab_size)
+        self.codes = int(network.config.vq_config.num_embeddings)
+        self.begin_image, self.end = self._token(BEGIN_IMAGE), int(tokenizer.eos_token_id)
+
+    def _token(self, text: str) -> int:
+        token = self.tokenizer.convert_tokens_to_ids(text)
+        if not isinstance(token, int) or token == self.tokenizer.unk_token_id:
+            raise UserError(f"the tokenizer has no {text!r}: this is not a Janus tokenizer")
+        return token
+
+    # -- prompts -----------------------------------------------------------------------------------
+    def _as_text(self, prompt: Prompt, draw: bool) -> str:
+        picture = BEGIN_IMAGE + IMAGE * self.read_tokens + END_IMAGE
+        said = []
+        for turn in prompt.turns:
+            parts = [part if isinstance(part, str) else picture for part in turn.content]
+            speaker = {"user": f"{USER}: ", "assistant": f"{ASSISTANT}: ", "system": ""}[turn.role]
+            said.append(speaker + "\n".join(parts))
+        return "\n\n".join([*said, f"{ASSISTANT}:"]) + (BEGIN_IMAGE if draw else "")
+
+    def _ids(self, prompts: Sequence[Prompt], draw: bool) -> tuple[Tensor, Tensor]:
+        rows = [self.tokenizer(self._as_text(p, draw))["input_ids"] for p in prompts]
+        width = max(len(row) for row in rows)
+        ids = torch.full((len(rows), width), int(self.tokenizer.pad_token_id or 0))
+        valid = torch.zeros(len(rows), width, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            ids[i, width - len(row) :] = torch.tensor(row)
+            valid[i, width - len(row) :] = True
+        return ids.to(self.device), valid.to(self.device)
+
+    def _without_condition(self, ids: Tensor) -> Tensor:
+        """The unconditional row: begin-of-sentence and begin-of-image stay, all else becomes padding."""
+        stays = (ids == self.tokenizer.bos_token_id) | (ids == self.begin_image)
+        return torch.where(stays, ids, int(self.tokenizer.pad_token_id or 0))
+
+    def _context(self, prompts: Sequence[Prompt], draw: bool, guidance: float = 1.0) -> _Context:
+        ids, valid = self._ids(prompts, draw)
+        embeds = self._with_pictures(ids, prompts)
+        if guidance == 1:
+            return _Context(embeds, valid)
+        uncond = self.network.get_input_embeddings()(self._without_condition(ids))
+        return _Context(torch.cat([embeds, uncond]), torch.cat([valid, valid]))
+
+    def _with_pictures(self, ids: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        embeds: Tensor = self.network.get_input_embeddings()(ids)
+        pictures = [picture for prompt in prompts for picture in prompt.pictures]
+        if not pictures:
+            return embeds
+        core = self.network.model
+        features = core.aligner(core.vision_model(self.pixels(pictures)).last_hidden_state)
+        place = (ids == self._token(IMAGE))[..., None].expand_as(embeds)
+        return embeds.masked_scatter(place, features.to(embeds.dtype))
+
+    def pixels(self, pictures: Sequence[Picture]) -> Tensor:
+        """What the tower sees, ``[B, 3, S, S]``: padded to a square, resized, normalised."""
+        fitted = [p if p.shape[:2] == (self.image_size,) * 2 else self._fit(p) for p in pictures]
+        images = from_pictures(fitted).to(self.device)
+        mean = images.new_tensor(self.mean)[:, None, None]
+        std = images.new_tensor(self.std)[:, None, None]
+        return ((images - mean) / std).to(self.network.dtype)
+
+    def _fit(self, picture: Picture) -> Picture:
+        image = Image.fromarray(picture.numpy())
+        scale = self.image_size / max(image.size)
+        image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+        canvas = Image.new("RGB", (self.image_size,) * 2, tuple(round(255 * m) for m in self.mean))
+        canvas.paste(image, ((self.image_size - image.width) // 2, (self.image_size - image.height) // 2))
+        return torch.frombuffer(bytearray(canvas.tobytes()), dtype=torch.uint8).reshape(
+            self.image_size, self.image_size, 3
+        )
+
+    # -- acting ------------------------------------------------------------------------------------
+    def _embed_codes(self, ids: Tensor) -> Tensor:
+        embeds: Tensor = self.network.prepare_embeddings_for_image_generation(ids)
+        return embeds
+
+    def _embed_words(self, ids: Tensor) -> Tensor:
+        embeds: Tensor = self.network.get_input_embeddings()(ids)
+        return embeds
+
+    @torch.no_grad()
+    def generate_text(
+        self, prompts: Sequence[Prompt], sampling: Sampling, keys: Sequence[NoiseKey]
+    ) -> TextSegment:
+        """Write answers: ``tokens [B, A]``, A the longest answer; the end token counts as an action."""
+        if sampling.guidance != 1:
+            raise UserError(f"janus writes text without guidance; got guidance {sampling.guidance}")
+        context = self._context(prompts, draw=False)
+        written = causal.autoregress(
+            self.network.model.language_model,
+            context.embeds,
+            context.valid,
+            uniforms(keys, sampling.max_tokens).to(self.device),
+            sampling,
+            head=self.network.lm_head,
+            embed=self._embed_words,
+            end=self.end,
+        )
+        return TextSegment(name=keys[0].segment, context=tuple(prompts), sampling=sampling, **vars(written))
+
+    @torch.no_grad()
+    def generate_image(
+        self, prompts: Sequence[Prompt], sampling: Sampling, keys: Sequence[NoiseKey]
+    ) -> TokenImageSegment:
+        """Draw pictures: ``tokens [B, N]`` in raster order."""
+        context = self._context(prompts, draw=True, guidance=sampling.guidance)
+        drawn = causal.autoregress(
+            self.network.model.language_model,
+            context.embeds,
+            context.valid,
+            uniforms(keys, self.draw_tokens).to(self.device),
+            sampling,
+            head=self.network.model.generation_head,
+            embed=self._embed_codes,
+        )
+        return TokenImageSegment(
+            name=keys[0].segment, context=tuple(prompts), sampling=sampling, **vars(drawn)
+        )
+
+    # -- scoring -----------------------------------------------------------------------------------
+    def _hidden(self, segment: Segment) -> Tensor:
+        """Hidden states that predict the actions, ``[B or 2B, A, D]``: each one *before* its token."""
+        draw = isinstance(segment, TokenImageSegment)
+        context = self._context(segment.context, draw, segment.sampling.guidance)
+        embed = self._embed_codes if draw else self._embed_words
+        actions = embed(segment.tokens.to(self.device))[:, :-1]
+        branches = context.embeds.shape[0] // len(segment)
+        taken = segment.mask.to(self.device)[:, :-1].repeat(branches, 1)
+        embeds = torch.cat([context.embeds, actions.repeat(branches, 1, 1)], dim=1)
+        valid = torch.cat([context.valid, taken], dim=1)
+        lm = self.network.model.language_model
+        hidden = causal.teacher_forced(lm, embeds, valid, recompute=self.recompute)
+        return hidden[:, context.valid.shape[1] - 1 :]
+
+    def forward(self, segment: Segment, need: frozenset[str], reference: bool = False) -> Scores:
+        """See :meth:`UnifiedModel.score`."""
+        draw = isinstance(segment, TokenImageSegment)
+        other = None
+        if "kl" in need:
+            with self.reference():
+                other = (self._hidden(segment), self._reference_head(draw))
+        scores = kernel.score_hidden(
+            self._hidden(segment),
+            self._head(draw),
+            segment.tokens.to(self.device),
+            segment.sampling.temperature,
+            segment.sampling.guidance,
+            entropy="entropy" in need,
+            reference=other,
+            vocabulary=self.codes if draw else self.vocabulary,
+        )
+        return Scores(scores.logp, scores.entropy, scores.kl)
+
+    def _head(self, draw: bool) -> nn.Module:
+        head: nn.Module = self.network.model.generation_head if draw else self.network.lm_head
+        return head
+
+    def _reference_head(self, draw: bool) -> Any:
+        def head(hidden: Tensor) -> Tensor:
+            with self.reference():
+                logits: Tensor = self._head(draw)(hidden)
+                return logits
+
+        return head
+
+    def decode(self, segment: Segment) -> Tensor:
+        """Pictures ``[B, 3, H, W]`` in [0, 1]."""
+        if not isinstance(segment, TokenImageSegment):
+            raise UserError(f"janus cannot make a picture of a {segment.kind} segment")
+        return self.codec.decode(segment.tokens.to(self.device))
+
+    def texts(self, segment: TextSegment) -> list[str]:
+        """The written strings, up to the end token."""
+        rows = [t[m].tolist() for t, m in zip(segment.tokens.cpu(), segment.mask.cpu(), strict=True)]
+        return [str(self.tokenizer.decode(row, skip_special_tokens=True)).strip() for row in rows]
+
+    # -- learning ----------------------------------------------------------------------------------
+    def supervised_loss(self, examples: Sequence[Example]) -> dict[str, LossSum]:
+        """Next-token cross-entropy on drawn codes ("draw") and on answers with their end token ("read").
+
+        An example whose prompt is empty trains the unconditional row.
+        """
+        losses = {}
+        draws = [e for e in examples if isinstance(e.target, Tensor)]
+        reads = [e for e in examples if isinstance(e.target, str)]
+        if draws:
+            losses["draw"] = self._loss(self._drawn(draws))
+        if reads:
+            losses["read"] = self._loss(self._answered(reads))
+        return losses
+
+    def target_count(self, examples: Sequence[Example]) -> int:
+        """Codes to draw, and words to write with their end token."""
+        words = [e.target for e in examples if isinstance(e.target, str)]
+        written = sum(len(self._words(text)) for text in words)
+        return written + self.draw_tokens * (len(examples) - len(words))
+
+    def _words(self, text: str) -> list[int]:
+        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.end]
+
+    def _drawn(self, examples: Sequence[Example]) -> TokenImageSegment:
+        pictures = [e.target for e in examples if isinstance(e.target, Tensor)]
+        ids = self.codec.encode(from_pictures(pictures).to(self.device))
+        return TokenImageSegment(**self._as_recorded(examples, ids, torch.ones_like(ids, dtype=torch.bool)))
+
+    def _answered(self, examples: Sequence[Example]) -> TextSegment:
+        rows = [self._words(str(e.target)) for e in examples]
+        width = max(len(row) for row in rows)
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=self.device)
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        return TextSegment(
+            **self._as_recorded(examples, ids, torch.arange(width, device=self.device) < lengths[:, None])
+        )
+
+    def _as_recorded(self, examples: Sequence[Example], ids: Tensor, mask: Tensor) -> dict[str, Any]:
+        return {
+            "name": "target",
+            "context": tuple(e.prompt for e in examples),
+            "tokens": ids,
+            "logp": torch.zeros(ids.shape, device=ids.device),
+            "mask": mask,
+            "sampling": Sampling(),
+        }
+
+    def _loss(self, segment: Segment) -> LossSum:
+        logp = self(segment, frozenset({"logp"})).logp
+        return LossSum(-(logp * segment.mask).sum(), segment.mask.sum())
+
+    # -- files -------------------------------------------------------------------------------------
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the layout of transformers, or with adapters that of peft (which names the base)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if adapters(self.network):
+            save_adapter(self.network, folder)
+        else:
+            self.network.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        if isinstance(self.codec, PatchCodec):
+            self.codec.save(folder)
+        about: dict[str, Any] = {
+            "image_mean": self.mean,
+            "image_std": self.std,
+            "image_processor_type": "JanusImageProcessor",
+        }
+        about["size"] = {"height": self.image_size, "width": self.image_size}
+        (folder / "preprocessor_config.json").write_text(json.dumps(about, indent=1))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Self:
+        """Open a folder or a hub name; every missing or misshapen tensor is an error that names it."""
+        if (Path(folder) / "adapter_config.json").exists():
+            return cls._with_adapter(Path(folder), dtype)
+        codec = PatchCodec.load(Path(folder)) if (Path(folder) / PatchCodec.FILE).exists() else None
+        try:
+            network, info = JanusForConditionalGeneration.from_pretrained(
+                folder, dtype=dtype, output_loading_info=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"cannot open {folder} as a Janus model: {str(error).splitlines()[0]}") from None
+        missing = [k for k in info["missing_keys"] if codec is None or ".vqmodel." not in k]
+        wrong = [*missing, *info["unexpected_keys"], *(str(k) for k in info["mismatched_keys"])]
+        if wrong:
+            raise UserError(
+                f"{folder}: tensors missing, unknown or misshapen: {', '.join(sorted(wrong)[:5])}"
+            )
+        if codec is not None:
+            network.model.vqmodel = nn.Module()
+        return cls(network, tokenizer, codec, **_normalisation(Path(folder)))
+
+    @classmethod
+    def _with_adapter(cls, folder: Path, dtype: torch.dtype) -> Self:
+        base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+        model = cls.from_pretrained(base, dtype=dtype)
+        open_adapter(model.network, folder)
+        return model
+
+
+def _normalisation(folder: Path) -> dict[str, Sequence[float]]:
+    file = folder / "preprocessor_config.json"
+    about = json.loads(file.read_text()) if file.exists() else {}
+    return {to: about[key] for to, key in (("mean", "image_mean"), ("std", "image_std")) if key in about}

@@ -1,0 +1,88 @@
+"""Low-rank adapters through peft, put into a network in place so that its own structure stays visible."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from triptych.errors import UserError
+
+if TYPE_CHECKING:
+    from triptych.models.base import LoraSettings
+
+
+def adapters(network: nn.Module) -> list[Any]:
+    """The modules that peft replaced (adapted layers and fully trained copies); empty without adapters."""
+    return [
+        m
+        for m in network.modules()
+        if type(m).__module__.startswith("peft.") and hasattr(m, "active_adapters")
+    ]
+
+
+def add_lora(network: Any, settings: "LoraSettings") -> None:
+    """Freeze the network and add trainable adapters; raises if no layer matches."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise UserError("LoRA needs peft: pip install 'triptych[lora]'") from None
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=list(settings.targets),
+        modules_to_save=list(settings.full) or None,
+        base_model_name_or_path=str(network.config._name_or_path),
+    )
+    try:
+        inject_adapter_in_model(config, network)
+    except ValueError as error:
+        raise UserError(f"LoRA found no layer to adapt: {error}") from None
+
+
+@contextmanager
+def without_adapters(network: Any) -> Iterator[None]:
+    """Inside, adapters are switched off: the base model computes."""
+    found = adapters(network)
+    for module in found:
+        module.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for module in found:
+            module.enable_adapters(True)
+
+
+def save_adapter(network: Any, folder: Path) -> None:
+    """Write ``adapter_model.safetensors`` and ``adapter_config.json`` in peft's layout."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    config = network.peft_config["default"]
+    tensors = get_peft_model_state_dict(network)
+    save_file(
+        {f"base_model.model.{k}": v.contiguous() for k, v in tensors.items()},
+        folder / "adapter_model.safetensors",
+    )
+    config.save_pretrained(str(folder))
+
+
+def load_adapter(network: Any, folder: Path) -> None:
+    """Read what :func:`save_adapter` wrote into a network that has the same adapters."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors = {name.removeprefix("base_model.model."): value for name, value in tensors.items()}
+    found = set_peft_model_state_dict(network, tensors)
+    if found.unexpected_keys:
+        raise UserError(f"{folder}: the adapter does not fit this model: {found.unexpected_keys[0]}")
+
+
+def open_adapter(network: Any, folder: Path) -> None:
+    """Put the adapter that lies in ``folder`` on a base network."""
+    from peft import PeftConfig, inject_adapter_in_model
+
+    inject_adapter_in_model(PeftConfig.from_pretrained(str(folder)), network)
+    load_adapter(network, folder)

@@ -1,0 +1,97 @@
+"""Small configurations of the public model classes: what starters and tests are made of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import (
+    JanusConfig,
+    JanusForConditionalGeneration,
+    JanusVisionConfig,
+    JanusVQVAEConfig,
+    LlamaConfig,
+)
+
+from triptych.models.janus import ASSISTANT, BEGIN_IMAGE, END_IMAGE, IMAGE, USER, JanusModel
+from triptych.models.patch_codec import PatchCodec
+from triptych.models.word_tokenizer import word_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyJanus:
+    """Sizes of a small Janus: pictures of ``side`` pixels in ``patch`` x ``patch`` tokens."""
+
+    width: int = 192
+    layers: int = 6
+    heads: int = 6
+    hidden: int = 512
+    vision_width: int = 128
+    vision_layers: int = 3
+    side: int = 32
+    patch: int = 4
+    codes: int = 1024
+    code_width: int = 48
+    spare_words: int = 64
+
+
+def tiny_janus(
+    words: Sequence[str], sizes: TinyJanus, codec: PatchCodec | None = None, seed: int = 0
+) -> JanusModel:
+    """A randomly initialised Janus; with a ``codec``, embeddings and head start from its dictionary."""
+    special = [USER, ASSISTANT, BEGIN_IMAGE, IMAGE, END_IMAGE]
+    tokenizer = word_tokenizer([*words, ":"], special, spare=sizes.spare_words)
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=sizes.width,
+        intermediate_size=sizes.hidden,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        max_position_embeddings=512,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision = JanusVisionConfig(
+        hidden_size=sizes.vision_width,
+        num_hidden_layers=sizes.vision_layers,
+        num_attention_heads=4,
+        image_size=sizes.side,
+        patch_size=sizes.patch,
+        projection_dim=sizes.width,
+        num_image_tokens=(sizes.side // sizes.patch) ** 2,
+    )
+    vq = JanusVQVAEConfig(
+        embed_dim=sizes.code_width,
+        num_embeddings=sizes.codes,
+        latent_channels=32,
+        base_channels=32,
+        channel_multiplier=(1,) * (sizes.patch.bit_length() - 1) + (1,),
+        num_res_blocks=1,
+        projection_dim=sizes.width,
+        image_token_embed_dim=sizes.width,
+    )
+    config = JanusConfig(
+        text_config=text,
+        vision_config=vision,
+        vq_config=vq,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = JanusForConditionalGeneration(config)
+        if codec is not None:
+            _start_from_dictionary(network, codec)
+    return JanusModel(network, tokenizer, codec)
+
+
+@torch.no_grad()
+def _start_from_dictionary(network: JanusForConditionalGeneration, codec: PatchCodec) -> None:
+    """Token embeddings are the standardised patches; the head's rows a random projection of them."""
+    core = network.model
+    core.vqmodel = torch.nn.Module()
+    codes = codec.codebook
+    codes = (codes - codes.mean(0)) / (codes.std(0) + 1e-3)
+    core.generation_embeddings.weight.copy_(codes)
+    width = core.generation_head.vision_head.weight.shape[1]
+    projection = torch.randn(codes.shape[1], width) / (codes.shape[1] * width) ** 0.5
+    core.generation_head.vision_head.weight.copy_(codes @ projection)

@@ -1,0 +1,147 @@
+"""A recipe: settings, and how the parts are built from them. :func:`train` runs one.
+
+A recipe is a function without arguments that returns a :class:`Recipe`; its settings are a frozen dataclass
+whose every field the command line can override.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from triptych.errors import UserError
+from triptych.evals.evaluation import Evaluation
+from triptych.models import load
+from triptych.models.base import UnifiedModel
+from triptych.train import checkpoint as files
+from triptych.train import distributed
+from triptych.train.loop import JobConfig, Learner, Loop, read_evaluations
+from triptych.train.policy import PolicyConfig
+from triptych.train.progress import Progress
+from triptych.train.run_directory import RunDirectory, make_sinks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a recipe builds from its settings: the learner around a model, and the evaluation."""
+
+    learner: Callable[[UnifiedModel], Learner]
+    evaluate: Callable[[UnifiedModel, int], Evaluation]
+    model: Callable[[], UnifiedModel] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """``config`` holds every setting; ``build`` turns settings into parts.
+
+    ``finish(run)`` is called with the finished run's folder, for what a recipe leaves behind beyond it.
+    """
+
+    name: str
+    summary: str
+    config: JobConfig
+    build: Callable[[Any], Parts]
+    finish: Callable[[Path, Any], None] | None = None
+
+
+def train(
+    recipe: Recipe,
+    run: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Run a recipe in the folder ``run``; returns it.
+
+    ``resume`` goes on from the newest whole checkpoint there (from the start if there is none). A folder that
+    already holds a run is an error unless ``resume`` or ``overwrite`` says what to do with it.
+    """
+    path, config = Path(run), recipe.config
+    _prepare(path, recipe, resume, overwrite)
+    world = distributed.setup()
+    try:
+        parts = recipe.build(config)
+        model = prepare_model(parts.model() if parts.model else load(config.model), config, world.device)
+        sinks = make_sinks(config.sinks, path) if world.is_main else []
+        directory = RunDirectory(path, writes=world.is_main, sinks=sinks)
+        last = files.latest_checkpoint(directory.checkpoints) if resume else None
+        if last:
+            model.load_weights(last / "model")
+        told = (progress or Progress(config.steps)) if world.is_main else Progress(config.steps, out=None)
+        loop = Loop(config, model, parts.learner(model), directory, parts.evaluate, told)
+        if last:
+            loop.restore(last)
+            told.say(f"resuming after step {loop.at.step} ({last})")
+        else:
+            directory.start(recipe.name, config)
+        loop.run()
+        if world.is_main and loop.at.step == config.steps:
+            _summarise(path, recipe, loop)
+            if recipe.finish:
+                recipe.finish(path, config)
+    finally:
+        distributed.teardown()
+    return path
+
+
+def prepare_model(model: UnifiedModel, config: JobConfig, device: torch.device) -> UnifiedModel:
+    """Adapters, attention, device and reference, as the settings say."""
+    if config.lora:
+        model.add_lora(config.lora)
+    model.to(device)
+    model.set_attention(config.attention)
+    model.recompute = config.gradient_checkpointing
+    if isinstance(config, PolicyConfig) and config.loss.needs_reference:
+        model.keep_reference(offload=config.reference_offload)
+    return model
+
+
+def _prepare(path: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
+    config_file = path / "config.json"
+    if not config_file.exists():
+        return
+    if resume:
+        before = json.loads(config_file.read_text())
+        if before["recipe"] != recipe.name:
+            raise UserError(
+                f"{path} holds a run of {before['recipe']}, not of {recipe.name}: choose another --run"
+            )
+    elif overwrite:
+        shutil.rmtree(path)
+    else:
+        raise UserError(
+            f"{path} already holds a run: add --resume to go on, --overwrite, or choose another --run"
+        )
+
+
+def _summarise(path: Path, recipe: Recipe, loop: Loop) -> None:
+    found = read_evaluations(path)
+    before, after = found[0], found[-1]
+    summary = {
+        "recipe": recipe.name,
+        "score_before": before.get("score"),
+        "score_after": after.get("score"),
+        "n_prompts": after.get("n"),
+        "seeds": [loop.config.seed],
+        "steps": loop.at.step,
+        "rl_seconds" if isinstance(loop.config, PolicyConfig) else "train_seconds": round(loop.at.seconds, 1),
+        "best_step": loop.at.best_step,
+        "heldout_before": before.get("heldout"),
+        "heldout_after": after.get("heldout"),
+        "model": str(_checkpoint(path, loop.at.step) / "model"),
+    }
+    RunDirectory(path).write_json("summary.json", summary)
+
+
+def _checkpoint(path: Path, step: int) -> Path:
+    return path / "checkpoints" / f"step_{step:08d}"
+
+
+def with_settings(recipe: Recipe, **settings: Any) -> Recipe:
+    """The recipe with some settings replaced, e.g. ``with_settings(demo(), steps=10)``."""
+    return replace(recipe, config=replace(recipe.config, **settings))

@@ -1,0 +1,87 @@
+"""Text-to-image reinforcement learning on a starter: minutes on a laptop."""
+
+from dataclasses import replace
+
+from triptych.learn.policy_loss import PolicyLossConfig
+from triptych.models.base import LoraSettings
+from triptych.recipes import shapes_world
+from triptych.recipes.base import Parts, Recipe
+from triptych.recipes.rewards import build_rewards
+from triptych.scenarios.base import RolloutSettings
+from triptych.scenarios.text_to_image import TextToImage
+from triptych.train.optimizer import OptimizerConfig
+from triptych.train.policy import PolicyConfig, PolicyLearner
+from triptych.train.tasks import read_tasks
+from triptych.trajectory import Sampling
+
+
+def demo() -> Recipe:
+    """GRPO on the Janus starter: draw, verify, and learn from the group (METHODS 4.4)."""
+    config = PolicyConfig(
+        model="starters/janus",
+        steps=100,
+        prompts=16,
+        group=8,
+        attention="eager",
+        optimizer=OptimizerConfig(lr=2e-4, warmup=5),
+        checkpoint_every=50,
+    )
+    return Recipe(
+        name="demo",
+        summary="RL on the Janus starter: it learns to draw what it is asked",
+        config=config,
+        build=build_text_to_image,
+    )
+
+
+def build_text_to_image(config: PolicyConfig) -> Parts:
+    """Drawing tasks of the embedded world or of a user's file, rewards by name, held-out evaluation."""
+    tasks = shapes_world.train_tasks() if config.tasks == "shapes" else read_tasks(config.tasks)
+    rewards = build_rewards(config)
+    return Parts(
+        learner=lambda model: PolicyLearner(
+            config, model, TextToImage(), tasks, rewards, explain=shapes_world.explain
+        ),
+        evaluate=shapes_world.evaluation(config.rollout, config.evaluate_tasks),
+    )
+
+
+def janus() -> Recipe:
+    """Text-to-image RL on public Janus-Pro weights, prompts from a file, for one or more large GPUs.
+
+    Settings follow T2I-R1's public Janus-Pro runs where the papers here are silent: group 8, lr 1e-6, KL 0.01
+    (k3), guidance 5 inside the policy. Name the prompts and the reward: ``--tasks my.jsonl --rewards
+    my_reward.py:score 1``.
+    """
+    config = PolicyConfig(
+        model="deepseek-community/Janus-Pro-1B",
+        tasks="prompts.jsonl",
+        steps=1000,
+        prompts=8,
+        group=8,
+        micro_batch=4,
+        gradient_checkpointing=True,
+        rollout=RolloutSettings(draw=Sampling(guidance=5.0), batch=32),
+        loss=PolicyLossConfig(kl_coef=0.01),
+        optimizer=OptimizerConfig(lr=1e-6, warmup=20),
+        ratio_tolerance=1e-3,
+        reference_offload=True,
+        evaluate_tasks=100,
+    )
+    return Recipe(
+        name="janus",
+        summary="text-to-image RL on public Janus-Pro weights",
+        config=config,
+        build=build_text_to_image,
+    )
+
+
+def janus_lora() -> Recipe:
+    """As :func:`janus`, with adapters on the language model instead of all weights: fits a smaller GPU."""
+    recipe = janus()
+    config = replace(
+        recipe.config,
+        lora=LoraSettings(rank=32, alpha=64),
+        optimizer=OptimizerConfig(lr=1e-5, warmup=20),
+    )
+    return replace(recipe, name="janus.lora", summary="the same with LoRA adapters", config=config)

@@ -1,0 +1,143 @@
+"""The embedded world as data: tasks, examples, rewards and evaluations for any model and trainer.
+
+The one place where the world meets the machinery; models, scenarios, rewards and trainers see tasks,
+examples and callables, and could be pointed at any other source of them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from triptych.evals.drawing import diversity, evaluate_drawing, read_accuracy
+from triptych.evals.evaluation import Evaluation
+from triptych.evals.geneval import Verdict, judge
+from triptych.models.base import Example, UnifiedModel
+from triptych.models.patch_codec import PatchCodec, fit
+from triptych.scenarios.base import RolloutSettings
+from triptych.scenarios.text_to_image import TextToImage
+from triptych.shapes.prompts import test_prompts, train_prompt, vocabulary
+from triptych.shapes.questions import answer_matches, test_questions, train_question
+from triptych.shapes.renderer import render
+from triptych.shapes.scenes import sample_scene
+from triptych.shapes.verifier import background_drift, detect
+from triptych.trajectory import Picture, Prompt, Sample, Task
+
+CODEC_SCENES = 20_000
+UNCONDITIONAL = 0.1
+"""Share of drawing examples whose prompt is dropped, for guidance."""
+
+
+def words() -> list[str]:
+    """The world's vocabulary."""
+    return vocabulary()
+
+
+def picture_of(scene: Any) -> Picture:
+    """A rendered scene, uint8 ``[H, W, 3]``."""
+    return torch.from_numpy(render(scene))
+
+
+def verdict(picture: Picture, metadata: Mapping[str, Any]) -> Verdict:
+    """GenEval's rule over the pixel verifier's detections."""
+    return judge(detect(picture.numpy()), dict(metadata))
+
+
+def train_tasks(n: int = 4096, seed: int = 0) -> list[Task]:
+    """Drawing tasks of the training split."""
+    rng = np.random.default_rng([seed, 1])
+    return [_task(f"train/{i:05d}", train_prompt(rng)) for i in range(n)]
+
+
+def test_tasks(n: int = 360) -> list[Task]:
+    """Distinct held-out drawing tasks."""
+    return [_task(f"{m['tag']}/{i:04d}", m) for i, m in enumerate(test_prompts(n))]
+
+
+def _task(name: str, metadata: Mapping[str, Any]) -> Task:
+    return Task(id=name, prompt=str(metadata["prompt"]), metadata=metadata)
+
+
+def examples(batch: int, read_share: float, seed: int) -> Callable[[int], Sequence[Example]]:
+    """Batches of supervised pairs as a pure function of the step: drawings, and questions on pictures."""
+    reads = round(batch * read_share)
+
+    def at(step: int) -> list[Example]:
+        rng = np.random.default_rng([seed, step, 2])
+        return [_draw(rng) for _ in range(batch - reads)] + [_read(rng) for _ in range(reads)]
+
+    return at
+
+
+def _draw(rng: np.random.Generator) -> Example:
+    metadata = train_prompt(rng)
+    text = "" if rng.random() < UNCONDITIONAL else str(metadata["prompt"])
+    return Example(prompt=Prompt.of(text), target=picture_of(sample_scene(metadata, rng)))
+
+
+def _read(rng: np.random.Generator) -> Example:
+    scene, question, answer, _ = train_question(rng)
+    return Example(prompt=Prompt.of(picture_of(scene), question), target=answer)
+
+
+@cache
+def codec(codes: int, seed: int = 0) -> PatchCodec:
+    """The patch dictionary of the training split's pictures."""
+    rng = np.random.default_rng([seed, 3])
+    scenes = [sample_scene(train_prompt(rng), rng) for _ in range(CODEC_SCENES)]
+    return fit(as_images([picture_of(s) for s in scenes]), codes)
+
+
+def as_images(pictures: Sequence[Picture]) -> Tensor:
+    """``[B, 3, H, W]`` in [0, 1]."""
+    return torch.stack(list(pictures)).permute(0, 3, 1, 2).float() / 255
+
+
+def evaluation(
+    settings: RolloutSettings, tasks: int, *, questions: int = 300
+) -> Callable[[UnifiedModel, int], Evaluation]:
+    """Held-out drawings by the official rule, and what no reward sees.
+
+    ``heldout``: "understanding" (answers about rendered held-out scenes), "diversity" (of drawings of one
+    prompt), "background_drift" (mean distance of drawings' backgrounds from the world's).
+    """
+
+    def evaluate(model: UnifiedModel, step: int) -> Evaluation:
+        found = evaluate_drawing(model, TextToImage(), test_tasks(tasks), verdict, settings)
+        spread = diversity(model, TextToImage(), test_tasks(tasks)[:: max(1, tasks // 32)], settings)
+        drift = [background_drift(p.numpy()) for p in found.pictures]
+        heldout = {"diversity": spread, "background_drift": float(np.mean(drift))}
+        if "read" in model.can:
+            heldout["understanding"] = understanding(model, settings, questions)
+        return replace(found, summary={**found.summary, "heldout": heldout})
+
+    return evaluate
+
+
+def understanding(model: UnifiedModel, settings: RolloutSettings, n: int = 300) -> float:
+    """Share of ``n`` questions about rendered held-out scenes answered right, six kinds evenly."""
+    asked = test_questions(n)
+    pairs = [(picture_of(scene), question) for scene, question, _, _ in asked]
+
+    def is_right(i: int, answer: str) -> bool:
+        scene, _, _, tag = asked[i]
+        return answer_matches(answer, {"tag": tag}, scene)
+
+    return read_accuracy(model, pairs, is_right, settings)
+
+
+def explain(sample: Sample) -> str:
+    """The verifier's reason for a drawing's score, for people."""
+    if not isinstance(sample.completion, Tensor) or not sample.task.metadata.get("include"):
+        return ""
+    return verdict(sample.completion, sample.task.metadata).reason
+
+
+def clean_background(samples: Sequence[Sample]) -> list[float | None]:
+    """1 minus the drift of the background: a reward to hold out, for no prompt asks for a tint."""
+    drawn = [s.completion for s in samples]
+    return [1 - background_drift(p.numpy()) if isinstance(p, Tensor) else None for p in drawn]

@@ -1,0 +1,116 @@
+"""How the starters are made: small models of the public classes, trained from nothing on Shapes."""
+
+import json
+import platform
+import shutil
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from triptych.models import load, starters_folder
+from triptych.models.base import UnifiedModel
+from triptych.models.tiny import TinyJanus, tiny_janus
+from triptych.recipes import shapes_world
+from triptych.recipes.base import Parts, Recipe
+from triptych.scenarios.base import RolloutSettings
+from triptych.train.loop import read_evaluations
+from triptych.train.optimizer import OptimizerConfig
+from triptych.train.run_directory import versions
+from triptych.train.supervised import SupervisedConfig, SupervisedLearner
+
+
+@dataclass(frozen=True, kw_only=True)
+class StarterConfig(SupervisedConfig):
+    """Supervised training from nothing: ``read_share`` of each batch are questions, the rest drawings."""
+
+    sizes: TinyJanus = TinyJanus()
+    read_share: float = 0.25
+
+
+def janus() -> Recipe:
+    """The Janus starter: a patch dictionary by k-means, then drawing and reading at once (Muon, bf16)."""
+    config = StarterConfig(
+        steps=1500,
+        batch=160,
+        micro_batch=160,
+        compute="bf16",
+        attention="eager",
+        optimizer=OptimizerConfig(kind="muon", lr=1e-3, muon_lr=0.02, warmup=50, decay=0.5),
+        evaluate_every=250,
+        checkpoint_every=250,
+    )
+    return Recipe(
+        name="starters.janus",
+        summary="train the Janus starter from nothing",
+        config=config,
+        build=_build,
+        finish=_publish,
+    )
+
+
+def _build(config: StarterConfig) -> Parts:
+    def model() -> UnifiedModel:
+        codec = shapes_world.codec(config.sizes.codes, config.seed)
+        return tiny_janus(shapes_world.words(), config.sizes, codec, seed=config.seed)
+
+    examples = shapes_world.examples(config.batch, config.read_share, config.seed)
+    return Parts(
+        model=model,
+        learner=lambda m: SupervisedLearner(config, m, examples),
+        evaluate=shapes_world.evaluation(RolloutSettings(), config.evaluate_tasks),
+    )
+
+
+def _publish(run: Path, config: StarterConfig) -> None:
+    """Round the weights to bf16 (these ARE the starter), score that, and write folder and card."""
+    model = load(run)
+    model.network.to(torch.bfloat16)
+    folder = starters_folder() / model.name
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(folder)
+    evaluate = shapes_world.evaluation(RolloutSettings(), config.evaluate_tasks)
+    summary = dict(evaluate(load(folder), config.steps).summary)
+    (folder / "README.md").write_text(_card(run, config, summary, model))
+
+
+def _card(run: Path, config: StarterConfig, summary: dict[str, Any], model: UnifiedModel) -> str:
+    seconds = json.loads((run / "summary.json").read_text())["train_seconds"]
+    rows = [f"| {tag} | {row['n']} | {row['score']:.1%} |" for tag, row in summary["tags"].items()]
+    right = f"{summary['score']:.1%} (95% interval {summary['low']:.1%} to {summary['high']:.1%})"
+    reads = summary["heldout"]["understanding"]
+    curve = [
+        f"| {e['step']} | {e['score']:.1%} | {e['heldout']['understanding']:.1%} |"
+        for e in read_evaluations(run)
+    ]
+    size = sum(p.numel() for p in model.network.parameters()) / 1e6
+    about = ", ".join(f"{name} {number}" for name, number in versions().items())
+    return f"""# The {model.name} starter
+
+A tiny {type(model.network).__name__} ({size:.1f}M parameters) that draws and reads Triptych's
+embedded world of coloured shapes: 32 x 32 pixels, 64 image tokens, word-level tokenizer. Made to be
+trained further on a laptop; it knows nothing else.
+
+Made by `triptych train starters.{model.name}` on {date.today().isoformat()}: seed {config.seed},
+{config.steps} steps of {config.batch} examples, {seconds / 60:.0f} minutes on {torch.get_num_threads()}
+CPU threads ({platform.machine()}; {about}).
+
+| measured on the stored (bf16) weights | |
+|---|---|
+| official GenEval rule, {summary["n"]} held-out prompts, guidance off | {right} |
+| questions about rendered held-out scenes, six kinds, greedy | {reads:.1%} |
+
+| tag | prompts | right |
+|---|---|---|
+{chr(10).join(rows)}
+
+| step | drawing (held out) | reading (held out) |
+|---|---|---|
+{chr(10).join(curve)}
+
+It differs from the public model in its codec: a dictionary of 4 x 4 patches (`codec.safetensors`) in
+place of the VQ autoencoder, whose weights this folder therefore lacks. Everything else is the public
+layout; plain transformers opens it, reads with it and draws the same token ids.
+"""

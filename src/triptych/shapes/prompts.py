@@ -1,0 +1,208 @@
+"""What the world can be asked to draw: GenEval's six kinds of prompts over shapes, and who trains on which.
+
+This room knows the wording, GenEval's jsonl schema and the train/test split. It must not know pixels or how
+prompts are judged. Metadata is shared and cached: treat every returned dict as read-only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from functools import cache
+from itertools import permutations, product
+from typing import Any
+
+import numpy as np
+
+from triptych.evals.geneval import RELATIONS, Metadata, plural
+from triptych.shapes.scenes import COLORS, KINDS, MAX_SHAPES
+
+TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+NUMBERS = ("zero", "one", "two", "three", "four")
+# Within a tag the variants (plain, coloured, counted) are split, and drawn, separately.
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "single_object": ("plain",),
+    "two_object": ("plain",),
+    "counting": ("plain", "colored"),
+    "colors": ("colored",),
+    "position": ("plain", "colored", "counted"),
+    "color_attr": ("colored",),
+}
+QUESTIONS = {
+    "single_object": "What is the main item in this image?",
+    "two_object": "What are two items in this image?",
+    "counting": "How many items in this image?",
+    "colors": "What is the color of the object?",
+    "position": "What are the objects and where is each of them?",
+    "color_attr": "What are the two objects and their colors?",
+}
+TEST_SHARE = 0.3  # of the combinations of every variant
+# How often training draws each tag; the rich tags more often than those with a handful of combinations.
+TRAIN_WEIGHTS = {
+    "single_object": 0.08,
+    "two_object": 0.14,
+    "counting": 0.22,
+    "colors": 0.14,
+    "position": 0.22,
+    "color_attr": 0.20,
+}
+_MIRRORED = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+
+def phrase(kind: str, count: int = 1, color: str | None = None) -> str:
+    """A noun phrase: "a square", "an orange ring", "three red crosses"."""
+    if count > 1:
+        return " ".join([NUMBERS[count], *([color] if color else []), plural(kind)])
+    words = [*([color] if color else []), kind]
+    return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
+
+
+def combinations(tag: str) -> list[Metadata]:
+    """Every prompt of a tag, in a fixed order; GenEval's schema."""
+    return [metadata for variant in _variants(tag) for metadata in _all(tag, variant)]
+
+
+def split(tag: str) -> tuple[list[Metadata], list[Metadata]]:
+    """(train, test) prompts of a tag: they share no combination (see `combination_key`)."""
+    pairs = [_split(tag, variant) for variant in _variants(tag)]
+    return [m for train, _ in pairs for m in train], [m for _, test in pairs for m in test]
+
+
+def combination_key(metadata: Metadata) -> str:
+    """The (class, colour, relation, count) combination that a prompt asks for, whatever its wording.
+
+    Insensitive to the order of two objects; a mirrored relation ("a above b", "b below a") is the same.
+    """
+    entries = [f"{e['count']} {e.get('color', 'any')} {e['class']}" for e in metadata["include"]]
+    for index, entry in enumerate(metadata["include"]):
+        if "position" in entry:
+            relation, target = entry["position"]
+            first, second = entries[index], entries[target]
+            if relation in ("right of", "below"):
+                first, second, relation = second, first, _MIRRORED[relation]
+            return f"{first} {relation} {second}"
+    return " and ".join(sorted(entries))
+
+
+def test_prompts(n: int = 360) -> list[Metadata]:
+    """`n` distinct held-out prompts in a fixed order, tags as even as their number of prompts permits.
+
+    A smaller `n` takes a subset of a larger one per tag. Raises ValueError if `n` exceeds what is held out.
+    """
+    held_out = {tag: _interleaved([_split(tag, variant)[1] for variant in _variants(tag)]) for tag in TAGS}
+    total = sum(len(prompts) for prompts in held_out.values())
+    if n > total:
+        raise ValueError(f"{n} test prompts asked for, {total} are held out")
+    shares = _even_shares(n, [len(held_out[tag]) for tag in TAGS])
+    return [metadata for tag, share in zip(TAGS, shares, strict=True) for metadata in held_out[tag][:share]]
+
+
+test_prompts.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it where it is imported
+
+
+def train_prompt(rng: np.random.Generator) -> Metadata:
+    """One training prompt: a tag by TRAIN_WEIGHTS, one of its variants, one of that variant's prompts."""
+    tag = str(rng.choice(list(TRAIN_WEIGHTS), p=list(TRAIN_WEIGHTS.values())))
+    return train_prompt_of(tag, rng)
+
+
+def train_prompt_of(tag: str, rng: np.random.Generator) -> Metadata:
+    """One training prompt of a tag: its variants evenly, then a variant's prompts evenly."""
+    variants = _variants(tag)
+    train = _split(tag, variants[rng.integers(len(variants))])[0]
+    return train[rng.integers(len(train))]
+
+
+def vocabulary() -> list[str]:
+    """Every word of the world's prompts, questions and answers: lower case, "?" a word of its own, sorted."""
+    texts = ["a photo of an and ?", " ".join(NUMBERS[1:]), *RELATIONS, *COLORS, *KINDS, *map(plural, KINDS)]
+    texts += [question.lower().replace("?", " ?") for question in QUESTIONS.values()]
+    return sorted({word for text in texts for word in text.split()})
+
+
+def _variants(tag: str) -> tuple[str, ...]:
+    if tag not in VARIANTS:
+        raise ValueError(f"no tag called {tag!r}: the tags are {TAGS}")
+    return VARIANTS[tag]
+
+
+@cache
+def _all(tag: str, variant: str) -> tuple[Metadata, ...]:
+    if tag in ("single_object", "colors"):
+        colors = COLORS if variant == "colored" else (None,)
+        return tuple(_metadata(tag, [_entry(k, 1, c)]) for k, c in product(KINDS, colors))
+    if tag == "counting":
+        colors = COLORS if variant == "colored" else (None,)
+        counts = range(2, MAX_SHAPES + 1)
+        return tuple(_metadata(tag, [_entry(k, n, c)]) for k, n, c in product(KINDS, counts, colors))
+    if tag == "position":
+        return tuple(_positions(variant))
+    return tuple(
+        _metadata(tag, [_entry(a, 1, c), _entry(b, 1, d)])
+        for (a, b), (c, d) in product(permutations(KINDS, 2), _color_pairs(variant))
+    )
+
+
+def _positions(variant: str) -> Iterator[Metadata]:
+    # Three against one would need three shapes in a row, for which the canvas has no room.
+    counts = [(2, 1), (1, 2), (2, 2)] if variant == "counted" else [(1, 1)]
+    parts = product(permutations(KINDS, 2), RELATIONS, counts, _color_pairs(variant))
+    for (placed, reference), relation, (n, m), (c, d) in parts:
+        position = [relation, 0]
+        yield _metadata("position", [_entry(reference, m, d), _entry(placed, n, c) | {"position": position}])
+
+
+def _color_pairs(variant: str) -> list[tuple[str | None, str | None]]:
+    return [(None, None)] if variant == "plain" else list(permutations(COLORS, 2))
+
+
+def _entry(kind: str, count: int, color: str | None) -> dict[str, Any]:
+    return {"class": kind, "count": count} | ({"color": color} if color else {})
+
+
+def _metadata(tag: str, include: list[dict[str, Any]]) -> Metadata:
+    """Adds the wording, and an exclude clause per counted class: counts are exact, as in GenEval."""
+    exclude = [{"class": e["class"], "count": e["count"] + 1} for e in include if e["count"] > 1]
+    phrases = [phrase(e["class"], e["count"], e.get("color")) for e in include]
+    text = " and ".join(phrases)
+    if "position" in include[-1]:  # the placed object is last in the list and first in the text
+        text = f"{phrases[1]} {include[1]['position'][0]} {phrases[0]}"
+    clauses = {"exclude": exclude} if exclude else {}
+    return {"tag": tag, "include": include, **clauses, "prompt": f"a photo of {text}"}
+
+
+@cache
+def _split(tag: str, variant: str) -> tuple[tuple[Metadata, ...], tuple[Metadata, ...]]:
+    """Test is the TEST_SHARE of combinations with the smallest hashes; both lists in prompt-hash order."""
+    by_key: dict[str, list[Metadata]] = {}
+    for metadata in _all(tag, variant):
+        by_key.setdefault(combination_key(metadata), []).append(metadata)
+    keys = sorted(by_key, key=_digest)
+    cut = math.ceil(TEST_SHARE * len(keys))
+    # Ordered by the prompt, not the key: the first n prompts are then n combinations rather than n / 2 twice.
+    test, train = (
+        sorted((m for key in part for m in by_key[key]), key=lambda m: _digest(m["prompt"]))
+        for part in (keys[:cut], keys[cut:])
+    )
+    return tuple(train), tuple(test)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _interleaved(groups: list[tuple[Metadata, ...]]) -> list[Metadata]:
+    """One of each group in turn until all are used up."""
+    longest = max(len(group) for group in groups)
+    return [group[i] for i in range(longest) for group in groups if i < len(group)]
+
+
+def _even_shares(n: int, available: list[int]) -> list[int]:
+    """Share out `n` as evenly as `available` permits: the scarcest first, what they lack to the others."""
+    shares = [0] * len(available)
+    order = sorted(range(len(available)), key=lambda i: available[i])
+    for rank, index in enumerate(order):
+        shares[index] = min(available[index], n // (len(order) - rank))
+        n -= shares[index]
+    return shares

@@ -1,0 +1,59 @@
+"""From a scene to pixels: flat colours, hard edges, no antialiasing, so that equal scenes give equal bytes.
+
+This room knows how each kind looks at a given size. It must not know prompts, judging or any randomness.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych.shapes.scenes import PALETTE, Scene
+
+
+@lru_cache(maxsize=1024)
+def mask(kind: str, size: int) -> NDArray[np.bool_]:
+    """Which pixels of a [size, size] box a shape of `kind` covers; read-only, bool [size, size]."""
+    centre = np.arange(size) - (size - 1) / 2
+    y, x = centre[:, None], centre[None, :]
+    if kind == "square":
+        covered = np.ones((size, size), dtype=np.bool_)
+    elif kind == "circle":
+        covered = _disc(size)
+    elif kind == "triangle":  # apex up; every second row is one pixel wider on both sides
+        covered = np.abs(x) <= (np.arange(size)[:, None] // 2) + (0.5 if size % 2 else 1)
+    elif kind == "diamond":
+        covered = np.abs(x) + np.abs(y) <= size / 2
+    elif kind == "ring":
+        hole = x**2 + y**2 <= (size / 2 - max(2, round(size / 5))) ** 2 + 0.5
+        covered = _disc(size) & ~hole
+    elif kind == "cross":
+        half = _arm(size) / 2
+        covered = (np.abs(x) < half) | (np.abs(y) < half)
+    else:
+        raise ValueError(f"no shape called {kind!r}")
+    covered.setflags(write=False)
+    return covered
+
+
+def _disc(size: int) -> NDArray[np.bool_]:
+    squared = (np.arange(size) - (size - 1) / 2) ** 2
+    return np.asarray(squared[:, None] + squared[None, :] <= (size / 2) ** 2)
+
+
+def _arm(size: int) -> int:
+    """Width of a cross's bars: about a third of the box, of the box's own parity so that they sit central."""
+    arm = max(2, 2 * round(size / 6 - 0.2))
+    return arm + size % 2
+
+
+def render(scene: Scene) -> NDArray[np.uint8]:
+    """The scene as an RGB picture, uint8 [H, W, 3]."""
+    image = np.empty((scene.size, scene.size, 3), dtype=np.uint8)
+    image[:] = scene.background
+    for shape in scene.shapes:
+        box = image[shape.y : shape.y + shape.size, shape.x : shape.x + shape.size]
+        box[mask(shape.kind, shape.size)] = PALETTE[shape.color]
+    return image

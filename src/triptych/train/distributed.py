@@ -1,0 +1,115 @@
+"""One process or several: what must be summed or gathered between them.
+
+With one process nothing here touches ``torch.distributed``. More are started by ``torchrun``, whose
+environment is the one thing read from outside. It must not know models, losses or what the sums mean.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
+_BUCKET_ELEMENTS = 2**24
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: ``rank`` of ``size``, and the device that it computes on."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one process that writes files and prints."""
+        return self.rank == 0
+
+
+def setup(device: str | None = None) -> World:
+    """Join the processes that torchrun started (gloo for CPU tensors, nccl for CUDA's); alone, join nothing.
+
+    ``device`` is "cpu" or "cuda"; None takes CUDA where there is any.
+    """
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = torch.device(kind)
+    if kind == "cuda":
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(place)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+    return World(*rank_and_size(), place)
+
+
+def rank_and_size() -> tuple[int, int]:
+    """This process's rank and the number of processes."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def teardown() -> None:
+    """Leave the other processes; nothing to do alone."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def all_sum(tensor: Tensor) -> Tensor:
+    """The element-wise sum over processes, the same everywhere; the argument is not changed."""
+    if not dist.is_initialized():
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every process's value, in order of rank, on every process."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]  # every place is filled now
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each gradient by its sum over processes: sums, for the loss's denominators are global.
+
+    A parameter without gradient counts as zero, so every process makes the same calls; one that has none
+    on any process keeps none, as it would in a single process.
+    """
+    if not dist.is_initialized():
+        return
+    trained = [p for p in parameters if p.requires_grad]
+    if not trained:
+        return
+    used = torch.tensor([p.grad is not None for p in trained], dtype=torch.int32, device=trained[0].device)
+    dist.all_reduce(used)
+    for bucket in _buckets([p for p, n in zip(trained, used.tolist(), strict=True) if n]):
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+        flat = torch.cat([grad.reshape(-1) for grad in grads])
+        dist.all_reduce(flat)
+        for p, total in zip(bucket, flat.split([g.numel() for g in grads]), strict=True):
+            p.grad = total.view_as(p).clone()
+
+
+def _buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Neighbours of one dtype and device, up to a size: few large calls instead of many small ones."""
+    bucket: list[nn.Parameter] = []
+    for p in parameters:
+        full = bucket and sum(q.numel() for q in bucket) + p.numel() > _BUCKET_ELEMENTS
+        if full or (bucket and (p.dtype, p.device) != (bucket[0].dtype, bucket[0].device)):
+            yield bucket
+            bucket = []
+        bucket.append(p)
+    if bucket:
+        yield bucket

@@ -1,0 +1,297 @@
+"""The one loop: step -> log -> evaluate -> checkpoint, for every way of learning.
+
+A learner makes the gradient of one step (from rollouts and rewards, or from examples); the loop owns the
+optimizer step, the files, resuming and stopping. It knows neither models nor what is learned.
+"""
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from triptych.errors import UserError
+from triptych.evals.evaluation import Evaluation
+from triptych.models.base import LoraSettings, UnifiedModel
+from triptych.train import checkpoint as files
+from triptych.train import distributed
+from triptych.train.optimizer import Average, Optimizer, OptimizerConfig
+from triptych.train.progress import Progress
+from triptych.train.run_directory import RunDirectory
+from triptych.trajectory import Picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """Settings that every training shares.
+
+    ``micro_batch`` rows go through the model at once when gradients are made; it changes memory, never
+    the gradient. ``evaluate_every`` and ``checkpoint_every`` count steps, 0 means at the end only. ``keep``
+    checkpoints are kept beside the best one. ``average`` is the decay of a moving average of the weights,
+    which then is what is evaluated (none: off). After ``max_skipped`` steps in a row with a gradient that is
+    not finite, the run stops.
+    """
+
+    model: str = ""
+    seed: int = 0
+    steps: int = 100
+    micro_batch: int = 128
+    optimizer: OptimizerConfig = OptimizerConfig()
+    compute: str = "fp32"
+    attention: str = "sdpa"
+    gradient_checkpointing: bool = False
+    lora: LoraSettings | None = None
+    average: float | None = None
+    evaluate_every: int = 0
+    evaluate_tasks: int = 360
+    checkpoint_every: int = 50
+    keep: int = 1
+    max_skipped: int = 5
+    sinks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "micro_batch", "keep", "max_skipped", "evaluate_tasks"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.compute not in ("fp32", "bf16"):
+            raise UserError(f"compute must be fp32 or bf16, got {self.compute!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradient:
+    """One step's work for the optimizer: losses whose sum is the objective, made one after another.
+
+    ``check`` runs after the backward passes and before the optimizer moves; it may refuse by raising.
+    """
+
+    losses: Iterator[Tensor]
+    check: Callable[[], None] = lambda: None
+
+
+class Learner(Protocol):
+    """Makes gradients, and says afterwards what happened."""
+
+    def gradients(self, step: int) -> Iterator[Gradient]:
+        """The optimizer steps that one training step takes, usually one."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """Values of the step that just ended."""
+        ...
+
+    def samples(self) -> tuple[Sequence[Picture], Sequence[Mapping[str, Any]]]:
+        """Pictures and rows of the step that just ended, for the report; may be empty."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must know beyond weights and optimizer; json."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state` gave."""
+        ...
+
+
+@dataclass
+class _Progress:
+    step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    best: float = -math.inf
+    best_step: int = -1
+    seconds: float = 0.0
+    learner: dict[str, Any] = field(default_factory=dict)
+
+
+class Loop:
+    """Trains ``model`` by ``learner``; see :meth:`run`."""
+
+    def __init__(
+        self,
+        config: JobConfig,
+        model: UnifiedModel,
+        learner: Learner,
+        run: RunDirectory,
+        evaluate: Callable[[UnifiedModel, int], Evaluation],
+        progress: Progress | None = None,
+    ) -> None:
+        self.config, self.model, self.learner, self.directory = config, model, learner, run
+        self.evaluate = evaluate
+        self.optimizer = Optimizer(model.parameter_groups(), config.optimizer)
+        self.average = Average(self.optimizer.parameters, config.average) if config.average else None
+        self.at = _Progress()
+        self.told = progress or Progress(config.steps)
+        self.stop = False
+
+    def run(self) -> None:
+        """Train to the last step, or until interrupted; always leaves a checkpoint of where it stopped."""
+        config = self.config
+        if self.at.step == 0:
+            self._evaluate("before")
+        with self._interruptible():
+            while self.at.step < config.steps and not self.stop:
+                self._step()
+                step, last = self.at.step, self.at.step == config.steps
+                if config.evaluate_every and step % config.evaluate_every == 0 and not last:
+                    self._evaluate(f"step_{step}")
+                if last:
+                    self._evaluate("after")
+                due = config.checkpoint_every and step % config.checkpoint_every == 0
+                if last or due or self.stop:
+                    self.save()
+        if self.stop and self.at.step < config.steps:
+            self.told.say(f"stopped after step {self.at.step}; add --resume to go on from there")
+
+    # -- one step ----------------------------------------------------------------------------------
+    def _step(self) -> None:
+        started = time.perf_counter()
+        step = self.at.step + 1
+        factor = self.config.optimizer.rate(step, self.config.steps)
+        norm = 0.0
+        for gradient in self.learner.gradients(step):
+            norm = self._apply(gradient, factor)
+        self.at.step = step
+        seconds = time.perf_counter() - started
+        self.at.seconds += seconds
+        metrics = {
+            **self.learner.metrics(),
+            "grad_norm": norm,
+            "lr": self.config.optimizer.lr * factor,
+            "skipped": float(self.at.skipped),
+            "seconds": seconds,
+        }
+        self.directory.log(step, metrics)
+        self.told.show(step, metrics)
+
+    def _apply(self, gradient: Gradient, factor: float) -> float:
+        self.optimizer.zero_grad()
+        for loss in gradient.losses:
+            loss.backward()
+        gradient.check()
+        distributed.sum_gradients(self.optimizer.parameters)
+        norm = float(self.optimizer.clip())
+        if math.isfinite(norm):
+            self.optimizer.step(factor)
+            self.at.skipped_in_a_row = 0
+            if self.average:
+                self.average.update()
+            return norm
+        self.at.skipped += 1
+        self.at.skipped_in_a_row += 1
+        if self.at.skipped_in_a_row >= self.config.max_skipped:
+            good = files.latest_checkpoint(self.directory.checkpoints)
+            raise UserError(
+                f"the gradient was not finite in {self.at.skipped_in_a_row} steps in a row (last: step"
+                f" {self.at.step + 1}); the last good checkpoint is {good or 'none'}"
+            )
+        return norm
+
+    # -- evaluation --------------------------------------------------------------------------------
+    def _evaluate(self, name: str) -> None:
+        if not self.directory.writes:
+            return
+        self.told.say(f"evaluating ({name})")
+        with self._averaged():
+            found = self.evaluate(self.model, self.at.step)
+        row = {"step": self.at.step, "name": name, **found.summary}
+        self.directory.append("evals.jsonl", row)
+        if found.pictures:
+            self.directory.save_samples(name, found.pictures, found.rows)
+        score = float(found.summary.get("score", -math.inf))
+        if score > self.at.best:
+            self.at = replace(self.at, best=score, best_step=self.at.step)
+        self.told.evaluated(name, found.summary)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        if self.average:
+            self.average.swap()
+        try:
+            yield
+        finally:
+            if self.average:
+                self.average.swap()
+
+    # -- files -------------------------------------------------------------------------------------
+    def save(self) -> None:
+        """Write a checkpoint: the model in its public layout, optimizer, averages, counters."""
+        distributed.barrier()
+        if not self.directory.writes:
+            return
+        pictures, rows = self.learner.samples()
+        if pictures:
+            self.directory.save_samples(f"step_{self.at.step:06d}", pictures, rows)
+        tensors: dict[str, dict[str, Tensor]] = {}
+        settings = []
+        for i, part in enumerate(self.optimizer.parts):
+            values, about = files.pack_optimizer(part)
+            tensors[f"optimizer_{i}"] = values
+            settings.append(about)
+        if self.average:
+            tensors["average"] = {f"{i:05d}": v for i, v in enumerate(self.average.values)}
+        self.at.learner = self.learner.state()
+        state = {"progress": vars(self.at), "optimizers": settings}
+        root = self.directory.checkpoints
+        path = files.save_checkpoint(
+            root,
+            self.at.step,
+            tensors=tensors,
+            state=state,
+            copy=lambda p: self.model.save_pretrained(p / "model"),
+        )
+        best = root / f"step_{self.at.best_step:08d}"
+        files.prune(root, self.config.keep, {path, best})
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint whose weights the model already holds."""
+        tensors, state = files.load_checkpoint(path)
+        for i, part in enumerate(self.optimizer.parts):
+            files.unpack_optimizer(part, tensors[f"optimizer_{i}"], state["optimizers"][i])
+        if self.average:
+            values = tensors["average"]
+            for i, value in enumerate(self.average.values):
+                value.copy_(values[f"{i:05d}"])
+        self.at = _Progress(**state["progress"])
+        self.learner.restore(self.at.learner)
+        self.directory.rewind(self.at.step)
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C (or SIGTERM) finishes the step and saves; a second one stops at once."""
+
+        def ask(signum: int, frame: FrameType | None) -> None:
+            if self.stop:
+                raise KeyboardInterrupt
+            self.stop = True
+            self.told.say("stopping after this step (once more: at once)")
+
+        kept = {}
+        for which in (signal.SIGINT, signal.SIGTERM):
+            try:
+                kept[which] = signal.signal(which, ask)
+            except ValueError:  # not in the main thread: whoever runs us handles signals
+                break
+        try:
+            yield
+        finally:
+            for which, handler in kept.items():
+                signal.signal(which, handler)
+
+
+def read_evaluations(run: Path) -> list[dict[str, Any]]:
+    """All evaluations of a run, oldest first."""
+    file = run / "evals.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def autocast(config: JobConfig, device: torch.device) -> torch.autocast:
+    """bf16 compute with fp32 master weights, where the settings ask for it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.compute == "bf16")

@@ -1,0 +1,370 @@
+"""Learning from rewards: rollouts, advantages, policy gradients.
+
+tasks(step) -> rollout -> rewards -> advantages -> losses. It asks a model to score segments and never what
+kind of actions they hold.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from triptych.errors import UserError
+from triptych.learn.advantages import AdvantageConfig, Advantages, group_advantages, normalised_sum
+from triptych.learn.policy_loss import (
+    Denominators,
+    PolicyLossConfig,
+    PolicyMetrics,
+    policy_terms,
+    total_loss,
+)
+from triptych.models.base import UnifiedModel
+from triptych.rewards.base import RewardSet
+from triptych.scenarios.base import RolloutSettings, Scenario, play
+from triptych.train import distributed
+from triptych.train.loop import Gradient, JobConfig
+from triptych.train.tasks import TaskStream
+from triptych.trajectory import Picture, Rollout, Sample, Segment, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig(JobConfig):
+    """Group-relative policy optimisation.
+
+    Each step draws ``group`` episodes of each of ``prompts`` tasks, then takes ``epochs`` passes over them in
+    ``minibatches`` optimizer steps each. ``redraw`` replaces groups without reward spread by fresh tasks, up
+    to that many times a step (dynamic sampling of DAPO). ``rewards`` are names of the recipe's world or
+    "file.py:function", with weights; ``held_out`` ones are reported, never trained on. ``combine`` adds
+    rewards before normalisation ("sum") or after ("each", GDPO). ``segment_weights`` scale the losses of segments.
+    A run stops at its first step if a score differs from the recorded log-probability by more than
+    ``ratio_tolerance``.
+    """
+
+    tasks: str = "shapes"
+    rewards: Mapping[str, float] = field(default_factory=lambda: {"geneval": 1.0})
+    held_out: tuple[str, ...] = ()
+    reward_timeout: float = 60.0
+    combine: Literal["sum", "each"] = "sum"
+    prompts: int = 16
+    group: int = 8
+    epochs: int = 1
+    minibatches: int = 1
+    redraw: int = 0
+    rollout: RolloutSettings = RolloutSettings()
+    advantage: AdvantageConfig = AdvantageConfig()
+    loss: PolicyLossConfig = PolicyLossConfig()
+    segment_weights: Mapping[str, float] = field(default_factory=dict)
+    ratio_tolerance: float = 1e-5
+    reference_offload: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("prompts", "group", "epochs", "minibatches"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.group < 2:
+            raise UserError("group must be at least 2: an advantage compares episodes of one task")
+        if self.minibatches > self.prompts:
+            raise UserError(f"minibatches ({self.minibatches}) cannot exceed prompts ({self.prompts})")
+        if self.compute != "fp32":
+            raise UserError("policies are scored in fp32: compute must be fp32 here")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Rewards of B rows: ``values`` by name, their weighted ``total``, ``held_out``; NaN where unscored."""
+
+    values: dict[str, Tensor]
+    total: Tensor
+    held_out: dict[str, Tensor]
+
+    def rows(self, index: Sequence[int]) -> "Judged":
+        """The given rows."""
+        rows = torch.as_tensor(list(index))
+        return Judged(
+            {k: v[rows] for k, v in self.values.items()},
+            self.total[rows],
+            {k: v[rows] for k, v in self.held_out.items()},
+        )
+
+    def split(self, size: int) -> list["Judged"]:
+        """Runs of ``size`` rows."""
+        starts = range(0, len(self.total), size)
+        return [self.rows(range(i, i + size)) for i in starts]
+
+    @classmethod
+    def cat(cls, parts: Sequence["Judged"]) -> "Judged":
+        """Rows of several, in order."""
+        return cls(
+            {k: torch.cat([p.values[k] for p in parts]) for k in parts[0].values},
+            torch.cat([p.total for p in parts]),
+            {k: torch.cat([p.held_out[k] for p in parts]) for k in parts[0].held_out},
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's episodes on this process, with what the whole step found out about them."""
+
+    rollout: Rollout
+    judged: Judged
+    advantages: Mapping[str, Advantages]
+    metrics: dict[str, float]
+
+
+class PolicyLearner:
+    """Makes policy gradients; the same draws and the same gradient on any number of processes."""
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        model: UnifiedModel,
+        scenario: Scenario,
+        tasks: Sequence[Task],
+        rewards: RewardSet,
+        explain: Callable[[Sample], str] = lambda sample: "",
+    ) -> None:
+        self.config, self.model, self.scenario = config, model, scenario
+        self.rewards, self.explain = rewards, explain
+        self.stream = TaskStream(tasks, config.seed)
+        self.spare = TaskStream(tasks, config.seed + 1)
+        self.batch: Batch | None = None
+        self.sums = PolicyMetrics()
+        self.ratio_error = 0.0
+        self.checked = False
+        self.started = 0.0
+
+    def gradients(self, step: int) -> Iterator[Gradient]:
+        """Roll out, judge, and give ``epochs x minibatches`` optimizer steps."""
+        self.started = time.perf_counter()
+        self.sums = PolicyMetrics()
+        self.batch = batch = self.collect(step)
+        groups = list(dict.fromkeys(batch.rollout.groups))
+        for i in range(self.config.epochs * self.config.minibatches):
+            mine = set(groups[i % self.config.minibatches :: self.config.minibatches])
+            rows = [b for b, group in enumerate(batch.rollout.groups) if group in mine]
+            check = self._check if not self.checked else lambda: None
+            yield Gradient(losses=self.losses(batch, rows, first=i == 0), check=check)
+
+    # -- rollout and judgement ---------------------------------------------------------------------
+    def collect(self, step: int) -> Batch:
+        """This process's share of the step's episodes, with advantages that are global."""
+        config = self.config
+        tasks = self.stream.batch(step - 1, config.prompts)
+        played: dict[str, tuple[Rollout, Judged]] = {}
+        mine, everyone = self._play(tasks, step, played)
+        for attempt in range(config.redraw):
+            dead = self._dead(tasks, everyone)
+            if not dead:
+                break
+            fresh = self.spare.batch((step - 1) * config.redraw + attempt, config.prompts)
+            tasks = _replaced(tasks, set(dead), fresh)
+            mine, everyone = self._play(tasks, step, played)
+        return self._credit(tasks, *mine, everyone)
+
+    def _play(
+        self, tasks: Sequence[Task], step: int, played: dict[str, tuple[Rollout, Judged]]
+    ) -> tuple[tuple[Rollout, Judged], Judged]:
+        """Episodes and rewards of this process's tasks, and everybody's rewards in the order of ``tasks``.
+
+        ``played`` remembers groups by task id, so a redraw plays what is new and nothing else.
+        """
+        config = self.config
+        rank, size = distributed.rank_and_size()
+        mine = list(tasks)[rank::size]
+        if not mine:
+            raise UserError(f"{size} processes share {len(tasks)} prompts: give each at least one")
+        if new := [task for task in mine if task.id not in played]:
+            rollout = play(
+                self.scenario,
+                self.model,
+                new,
+                config.rollout,
+                group=config.group,
+                seed=config.seed,
+                step=step,
+            )
+            scores = self.rewards.score(rollout.samples)
+            judged = Judged(scores.values, scores.total, scores.held_out)
+            for i, task in enumerate(new):
+                rows = list(range(i * config.group, (i + 1) * config.group))
+                played[task.id] = rollout.rows(rows), judged.rows(rows)
+        rollouts, judgements = zip(*(played[task.id] for task in mine), strict=True)
+        own = Judged.cat(judgements)
+        shares = [share.split(config.group) for share in distributed.gather_objects(own)]
+        everyone = Judged.cat([shares[i % size][i // size] for i in range(len(tasks))])
+        return (Rollout.cat(rollouts), own), everyone
+
+    def _dead(self, tasks: Sequence[Task], everyone: Judged) -> list[str]:
+        found = group_advantages(everyone.total, self._group_ids(tasks), self.config.advantage)
+        return [task.id for task, dead in zip(tasks, found.dead.tolist(), strict=True) if dead]
+
+    def _group_ids(self, tasks: Sequence[Task]) -> list[str]:
+        return [task.id for task in tasks for _ in range(self.config.group)]
+
+    def _credit(self, tasks: Sequence[Task], rollout: Rollout, judged: Judged, everyone: Judged) -> Batch:
+        """Advantages of each segment, from the rewards that the scenario credits it with."""
+        ids = self._group_ids(tasks)
+        rank, size = distributed.rank_and_size()
+        rows = torch.tensor(
+            [
+                i * self.config.group + g
+                for i in range(len(tasks))[rank::size]
+                for g in range(self.config.group)
+            ]
+        )
+        whole = self._advantages(everyone, tuple(everyone.values), ids)
+        advantages = {}
+        for name in rollout.segments:
+            credited = self.scenario.credit.get(name, tuple(everyone.values))
+            found = self._advantages(everyone, credited, ids)
+            advantages[name] = replace(found, values=found.values[rows], scored=found.scored[rows])
+        return Batch(rollout, judged, advantages, self._reward_metrics(everyone, whole, len(ids)))
+
+    def _advantages(self, judged: Judged, names: Sequence[str], ids: Sequence[str]) -> Advantages:
+        weights = {name: self.config.rewards[name] for name in names}
+        if self.config.combine == "each":
+            return normalised_sum({n: judged.values[n] for n in names}, weights, ids, self.config.advantage)
+        total = torch.stack([weights[n] * judged.values[n] for n in names]).sum(0)
+        return group_advantages(total, ids, self.config.advantage)
+
+    def _reward_metrics(self, judged: Judged, whole: Advantages, episodes: int) -> dict[str, float]:
+        scored = judged.total[judged.total.isfinite()]
+        metrics = {
+            "reward/mean": _mean(judged.total),
+            "reward/std": float(scored.std()) if len(scored) > 1 else 0.0,
+            "group/std": float(whole.group_std.mean()),
+            "group/dead": float(whole.dead.float().mean()),
+            "unscored": float(episodes - len(scored)),
+            "episodes": float(episodes),
+        }
+        metrics |= {f"reward/{name}": _mean(value) for name, value in judged.values.items()}
+        return metrics | {f"held_out/{name}": _mean(value) for name, value in judged.held_out.items()}
+
+    # -- gradients ---------------------------------------------------------------------------------
+    def losses(self, batch: Batch, rows: Sequence[int], *, first: bool = True) -> Iterator[Tensor]:
+        """Losses of the given rows in micro-batches; they sum to the objective of one optimizer step."""
+        size = self.config.micro_batch
+        denominators = self._denominators(batch, rows)
+        for name in batch.rollout.segments:
+            for i in range(0, len(rows), size):
+                yield self._loss(batch, name, list(rows[i : i + size]), denominators[name], first)
+
+    def _denominators(self, batch: Batch, rows: Sequence[int]) -> dict[str, Denominators]:
+        """Counts of the whole optimizer step: every micro-batch of every process."""
+        counts = {}
+        for name, segment in batch.rollout.segments.items():
+            mask = segment.mask[list(rows)] & segment.logp[list(rows)].isfinite()
+            scored = batch.advantages[name].scored[list(rows)]
+            local = Denominators.count(mask & scored[:, None], mask, self.config.loss)
+            both = distributed.all_sum(torch.stack([local.policy, local.regulariser]))
+            counts[name] = Denominators(both[0], both[1])
+        return counts
+
+    def _loss(
+        self, batch: Batch, name: str, rows: list[int], denominators: Denominators, first: bool
+    ) -> Tensor:
+        config, device = self.config.loss, self.model.device
+        segment: Segment = batch.rollout.segments[name].rows(rows).to(device)
+        advantages = batch.advantages[name]
+        reference = None
+        if config.needs_reference and config.kl != "exact":
+            reference = self.model.score(segment, frozenset({"logp"}), reference=True).logp
+        scores = self.model.score(segment, config.needs | {"entropy"})
+        assert scores.logp is not None
+        terms = policy_terms(
+            scores.logp,
+            segment.logp,
+            advantages.values[rows].to(device),
+            segment.mask,
+            config,
+            scored=advantages.scored[rows].to(device),
+            reference_logp=reference,
+            kl=scores.kl,
+            entropy=scores.entropy,
+        )
+        self.sums = self.sums + terms.metrics
+        if first:
+            self.ratio_error = self.sums.ratio_error
+        where = Denominators(denominators.policy.to(device), denominators.regulariser.to(device))
+        return total_loss(terms, config, where) * self.config.segment_weights.get(name, 1.0)
+
+    def _check(self) -> None:
+        """Refuse to train where scoring does not give back what sampling recorded."""
+        found = sum(distributed.gather_objects(self.sums), PolicyMetrics())
+        if found.kept == 0:
+            raise UserError(
+                "no action of the first rollout could be checked: nothing was drawn, or all is NaN"
+            )
+        if found.ratio_error > self.config.ratio_tolerance:
+            raise UserError(
+                f"scores differ from the recorded log-probabilities by {found.ratio_error:.1e} (allowed:"
+                f" {self.config.ratio_tolerance:.0e}); training would follow a wrong gradient."
+                " `triptych doctor` shows where"
+            )
+        self.checked = True
+
+    # -- for the loop ------------------------------------------------------------------------------
+    def metrics(self) -> dict[str, float]:
+        """The step's rewards, spreads, ratios and speed."""
+        assert self.batch is not None
+        total = sum(distributed.gather_objects(self.sums), PolicyMetrics())
+        means = total.means()
+        seconds = time.perf_counter() - self.started
+        return {
+            **self.batch.metrics,
+            "clip": means["clip_fraction"],
+            "kl": means["kl"],
+            "entropy": means["entropy"],
+            "ratio_error": max(distributed.gather_objects(self.ratio_error)),
+            "non_finite": means["non_finite"],
+            "samples_per_second": self.batch.metrics["episodes"] / seconds,
+        }
+
+    def samples(self) -> tuple[Sequence[Picture], Sequence[Mapping[str, Any]]]:
+        """Drawings of the last step with reward, advantage and reason; texts only as rows."""
+        if self.batch is None:
+            return (), ()
+        rollout, judged = self.batch.rollout, self.batch.judged
+        advantage = next(iter(self.batch.advantages.values())).values
+        shown = [b for b, s in enumerate(rollout.samples) if isinstance(s.completion, Tensor)]
+        rows = [
+            {
+                "task": rollout.samples[b].task.id,
+                "group": rollout.groups[b],
+                "prompt": rollout.samples[b].task.prompt,
+                "reward": _number(judged.total[b]),
+                "rewards": {name: _number(value[b]) for name, value in judged.values.items()},
+                "advantage": float(advantage[b]),
+                "reason": self.explain(rollout.samples[b]),
+            }
+            for b in shown
+        ]
+        return [rollout.samples[b].completion for b in shown], rows  # type: ignore[misc]
+
+    def state(self) -> dict[str, Any]:
+        """How long each reward has been failing."""
+        return {"rewards": dict(self.rewards.broken)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See :meth:`state`."""
+        self.rewards.broken.update(state["rewards"])
+
+
+def _replaced(tasks: Sequence[Task], dead: set[str], fresh: Sequence[Task]) -> list[Task]:
+    """``tasks`` with the dead ones replaced, in place, by fresh ones that are not there yet."""
+    there = {task.id for task in tasks}
+    spare = iter([task for task in fresh if task.id not in there])
+    return [next(spare, task) if task.id in dead else task for task in tasks]
+
+
+def _mean(values: Tensor) -> float:
+    found = values[values.isfinite()]
+    return float(found.mean()) if len(found) else 0.0
+
+
+def _number(value: Tensor) -> float | None:
+    return float(value) if bool(value.isfinite()) else None

@@ -1,0 +1,160 @@
+"""The run directory: what a run leaves behind, and where progress is told.
+
+``config.json``, ``metrics.jsonl``, ``evals.jsonl``, ``samples/``, ``checkpoints/``, ``summary.json``.
+Rows after a checkpoint are dropped when a run resumes from it, so the files read as if nothing had happened.
+"""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from triptych.errors import UserError
+from triptych.trajectory import Picture
+
+
+class Sink(Protocol):
+    """Where metrics also go: TensorBoard, trackio, W&B."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Record one step's values."""
+        ...
+
+
+class RunDirectory:
+    """Writes one run's files; only the main process holds one that writes."""
+
+    def __init__(self, path: Path, *, writes: bool = True, sinks: Sequence[Sink] = ()) -> None:
+        self.path = path
+        self.writes = writes
+        self.sinks = sinks
+        self.checkpoints = path / "checkpoints"
+        if writes:
+            path.mkdir(parents=True, exist_ok=True)
+
+    def start(self, recipe: str, config: Any) -> None:
+        """Write ``config.json``: the resolved settings, the command, versions."""
+        about = {
+            "recipe": recipe,
+            "command": " ".join(["triptych", *sys.argv[1:]]),
+            "config": asdict(config),
+            "versions": versions(),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        self.write_json("config.json", about)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Replace a file in one move, so a reader never sees half of it."""
+        if self.writes:
+            beside = self.path / f".{name}.part"
+            beside.write_text(json.dumps(value, indent=1, default=str))
+            os.replace(beside, self.path / name)
+
+    def append(self, name: str, row: Mapping[str, Any]) -> None:
+        """Add one JSON line."""
+        if self.writes:
+            with (self.path / name).open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One step's metrics, to ``metrics.jsonl`` and every sink."""
+        self.append("metrics.jsonl", {"step": step, **metrics})
+        if self.writes:
+            for sink in self.sinks:
+                sink.log(metrics, step)
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after ``step``."""
+        if not self.writes:
+            return
+        for name in ("metrics.jsonl", "evals.jsonl"):
+            path = self.path / name
+            if path.exists():
+                kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+                beside = self.path / f".{name}.part"
+                beside.write_text("".join(line + "\n" for line in kept))
+                os.replace(beside, path)
+
+    def save_samples(self, name: str, pictures: Sequence[Picture], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write pictures as PNG with one JSON line each, under ``samples/NAME``."""
+        if not self.writes:
+            return
+        folder = self.path / "samples" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = []
+        for i, (picture, row) in enumerate(zip(pictures, rows, strict=True)):
+            file = f"{i:04d}.png"
+            Image.fromarray(picture.numpy()).save(folder / file)
+            lines.append(json.dumps({"file": file, **row}) + "\n")
+        (folder / "samples.jsonl").write_text("".join(lines))
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return sys.maxsize  # half a line, left by a kill while it was written
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide what a run computes."""
+    names = ("triptych", "torch", "transformers", "numpy")
+    return {**{name: version(name) for name in names}, "python": platform.python_version()}
+
+
+def make_sinks(names: Sequence[str], path: Path) -> list[Sink]:
+    """Open the optional sinks by name: "tensorboard", "trackio", "wandb"."""
+    makers: dict[str, Callable[[Path], Sink]] = {
+        "tensorboard": _TensorBoard,
+        "trackio": _Trackio,
+        "wandb": _Wandb,
+    }
+    sinks: list[Sink] = []
+    for name in names:
+        if name not in makers:
+            raise UserError(f"no sink called {name!r}; there are {', '.join(makers)}")
+        try:
+            sinks.append(makers[name](path))
+        except ImportError:
+            raise UserError(f"the sink {name!r} needs its package: pip install 'triptych[track]'") from None
+    return sinks
+
+
+class _TensorBoard:
+    def __init__(self, path: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(path / "tensorboard"))
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+
+class _Trackio:
+    def __init__(self, path: Path) -> None:
+        import trackio
+
+        self.run = trackio.init(project="triptych", name=path.name)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self.run.log(dict(values), step=step)
+
+
+class _Wandb:
+    def __init__(self, path: Path) -> None:
+        import wandb
+
+        self.run = wandb.init(project="triptych", name=path.name, dir=str(path))
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self.run.log(dict(values), step=step)

@@ -1,0 +1,252 @@
+"""Reading tasks, and the order in which a run goes through them.
+
+One schema for jsonl, parquet and Hugging Face datasets. Everything is read and checked before anything
+starts. It must not know scenarios, rewards or models.
+"""
+
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from triptych.errors import UserError
+from triptych.evals.geneval import RELATIONS
+from triptych.trajectory import Picture, Task
+
+Row = Mapping[str, Any]
+_INSTALL = "reading {} needs more packages: pip install 'triptych[data]'"
+_OWN = {"id", "prompt", "tag", "include", "exclude", "answer", "target_text", "source"}
+
+
+def read_tasks(path: str | Path) -> list[Task]:
+    """Tasks from ``x.jsonl``, ``x.parquet`` or ``hf://owner/name:split`` (split: "train" by default).
+
+    A row has ``prompt`` (text) and optionally ``id`` (default: file stem and four-digit line), ``tag``,
+    ``include``, ``exclude`` (GenEval's; lists, or JSON text of lists), ``answer``, ``target_text``, and
+    ``source`` (a picture: its path relative to the file); all else goes to ``Task.columns``. Null is absent.
+
+    Raises UserError for the first bad row with file, line, field, what was expected and what was found, and
+    how many more are bad; for an id that occurs twice; and for a file that is missing, empty or not readable.
+    """
+    where = str(path)
+    tasks: list[Task] = []
+    lines: dict[str, int] = {}
+    errors: list[str] = []
+    stem, folder, rows = _open(where)
+    for line, row in rows:
+        try:
+            task = _task(row, f"{stem}/{line:04d}", folder)
+            if task.id in lines:
+                raise _Bad("id", "an id of its own", f"{task.id!r} again (first in line {lines[task.id]})")
+            lines[task.id] = line
+            tasks.append(task)
+        except _Bad as error:
+            errors.append(f"{where}, line {line}: {error}")
+    if errors:
+        more = f" (and {len(errors) - 1} more bad lines)" if len(errors) > 1 else ""
+        raise UserError(errors[0] + more)
+    if not tasks:
+        raise UserError(f"{where} holds no tasks: expected at least one line with a prompt")
+    return tasks
+
+
+class _Bad(Exception):
+    """A field that is not what it should be."""
+
+    def __init__(self, name: str, expected: str, found: str) -> None:
+        super().__init__(f"field {name!r}: expected {expected}, found {found}")
+
+
+def _open(where: str) -> tuple[str, Path, Iterator[tuple[int, Row | _Bad]]]:
+    """The default id's stem, the folder that pictures are relative to, and numbered rows."""
+    if where.startswith("hf://"):
+        name, _, split = where.removeprefix("hf://").partition(":")
+        return name.rpartition("/")[2], Path(), enumerate(_hugging_face(name, split or "train"), 1)
+    path = Path(where)
+    readers: dict[str, Callable[[Path], Iterator[tuple[int, Row | _Bad]]]] = {
+        ".jsonl": _jsonl,
+        ".parquet": _parquet,
+    }
+    if path.suffix not in readers:
+        raise UserError(f"{where}: tasks are read from .jsonl, .parquet or hf://owner/name:split")
+    if not path.is_file():
+        raise UserError(f"{where}: no such file")
+    return path.stem, path.parent, readers[path.suffix](path)
+
+
+def _jsonl(path: Path) -> Iterator[tuple[int, Row | _Bad]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+            except ValueError as error:  # of the encoding or of the JSON
+                yield number, _Bad("(line)", "a JSON object", str(error))
+                continue
+            yield number, row if isinstance(row, dict) else _Bad("(line)", "a JSON object", _shown(row))
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, Row | _Bad]]:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError(_INSTALL.format("parquet")) from error
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
+        raise UserError(f"{path} cannot be read as parquet: {error}") from error
+    return enumerate(rows, 1)
+
+
+def _hugging_face(name: str, split: str) -> Iterator[Row]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(_INSTALL.format("Hugging Face datasets")) from error
+    try:
+        return iter(datasets.load_dataset(name, split=split))
+    except Exception as error:  # the hub client raises a dozen kinds: no network, no such name, no such split
+        raise UserError(f"hf://{name}:{split} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _task(row: Row | _Bad, default_id: str, folder: Path) -> Task:
+    if isinstance(row, _Bad):
+        raise row
+    row = {key: value for key, value in row.items() if value is not None}
+    prompt = _text(row, "prompt")
+    if prompt is None:
+        raise _Bad("prompt", "a text that is not empty", "nothing")
+    metadata = _metadata(row)
+    return Task(
+        id=_text(row, "id") or default_id,
+        prompt=prompt,
+        metadata=metadata | {"prompt": prompt} if metadata else {},
+        answer=_text(row, "answer"),
+        target_text=_text(row, "target_text"),
+        source=_picture(row["source"], folder) if "source" in row else None,
+        columns={key: value for key, value in row.items() if key not in _OWN},
+    )
+
+
+def _text(row: Row, name: str) -> str | None:
+    value = row.get(name)
+    if value is not None and not (isinstance(value, str) and value.strip()):
+        raise _Bad(name, "a text that is not empty", _shown(value))
+    return value
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, default=repr, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _metadata(row: Row) -> dict[str, Any]:
+    found: dict[str, Any] = {"tag": tag} if (tag := _text(row, "tag")) else {}
+    for name, optional in (("include", {"color", "position"}), ("exclude", set[str]())):
+        if name in row:
+            found[name] = _clauses(row[name], name, optional)
+    return found
+
+
+def _clauses(value: object, name: str, optional: set[str]) -> list[dict[str, Any]]:
+    if isinstance(value, str):  # parquet has no lists of mixed types, so files there hold JSON text
+        with suppress(ValueError):  # the text itself is then what was found
+            value = json.loads(value)
+    if not isinstance(value, list):
+        raise _Bad(name, "a list of objects", _shown(value))
+    clauses: list[dict[str, Any]] = []
+    for i, entry in enumerate(value):
+        if not isinstance(entry, dict):
+            raise _Bad(f"{name}[{i}]", "an object with class and count", _shown(entry))
+        clauses.append({key: part for key, part in entry.items() if part is not None})
+        _check_clause(clauses[i], f"{name}[{i}]", optional, earlier=i)
+    return clauses
+
+
+def _check_clause(entry: Row, name: str, optional: set[str], earlier: int) -> None:
+    if unknown := sorted(set(entry) - {"class", "count"} - optional):
+        raise _Bad(f"{name}.{unknown[0]}", f"only {sorted({'class', 'count'} | optional)}", "this")
+    for key in ("class", *(optional & {"color"} & set(entry))):
+        if not (isinstance(entry.get(key), str) and entry[key]):
+            raise _Bad(f"{name}.{key}", "a text that is not empty", _shown(entry.get(key)))
+    count = entry.get("count")
+    if type(count) is not int or count < 1:  # type(): True is an int, and no count
+        raise _Bad(f"{name}.count", "a positive integer", _shown(count))
+    if "position" in entry and not _is_position(entry["position"], earlier):
+        expected = f"[relation, index of an earlier entry] with a relation of {', '.join(RELATIONS)}"
+        raise _Bad(f"{name}.position", expected, _shown(entry["position"]))
+
+
+def _is_position(value: object, earlier: int) -> bool:
+    if not (isinstance(value, list) and len(value) == 2):
+        return False
+    return value[0] in RELATIONS and type(value[1]) is int and 0 <= value[1] < earlier
+
+
+def _picture(value: object, folder: Path) -> Picture:
+    """A path, or what datasets and parquet hold for an image: a PIL image, or its file's bytes."""
+    if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
+        value = io.BytesIO(value["bytes"])
+    try:
+        if isinstance(value, Image.Image):
+            image = value
+        elif isinstance(value, str | io.BytesIO):
+            image = Image.open(folder / value if isinstance(value, str) else value)
+        else:
+            raise _Bad("source", "a path to a picture", _shown(value))
+        return torch.from_numpy(np.array(image.convert("RGB")))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise _Bad("source", "a path to a picture", str(error)) from error
+
+
+@dataclass(frozen=True)
+class TaskStream:
+    """Tasks in the order of a run: each epoch is a permutation keyed by (seed, epoch)."""
+
+    tasks: Sequence[Task]
+    seed: int
+    _orders: dict[tuple[int, int], list[int]] = field(default_factory=dict, repr=False, compare=False)
+
+    def batch(self, step: int, n: int) -> list[Task]:
+        """The ``n`` tasks of ``step`` (counted from 0), a function of (seed, step, n); ``n`` stays fixed.
+
+        No task is left out of an epoch or occurs twice in it, and never twice in one batch, also where a
+        batch holds the end of one epoch and the start of the next. Raises UserError for n above the tasks.
+        """
+        size = len(self.tasks)
+        if not 1 <= n <= size:
+            raise UserError(
+                f"{n} tasks a step were asked for, from a file of {size}: take 1 to {size} a step"
+            )
+        positions = (divmod(step * n + i, size) for i in range(n))
+        return [self.tasks[self._order(epoch, n)[place]] for epoch, place in positions]
+
+    def _order(self, epoch: int, n: int) -> list[int]:
+        """The epoch's permutation, its first few changed where they would repeat the last epoch's end.
+
+        Each epoch looks at the one before, back to one that starts with a batch: at most n of them.
+        """
+        size = len(self.tasks)
+        first = next(e for e in range(epoch, -1, -1) if (e * size) % n == 0)
+        for e in range(first, epoch + 1):
+            if (e, n) not in self._orders:
+                order, begun = self._shuffled(e), (e * size) % n
+                if begun:
+                    before = set(self._orders[e - 1, n][-begun:])
+                    head = [i for i in order if i not in before][: n - begun]
+                    order = list(dict.fromkeys(head + order))
+                self._orders[e, n] = order
+        return self._orders[epoch, n]
+
+    def _shuffled(self, epoch: int) -> list[int]:
+        # Sorting raw Philox words, not Generator.permutation, whose stream numpy may change between versions.
+        words = np.random.Philox(key=[self.seed % 2**64, epoch]).random_raw(len(self.tasks))
+        return [int(i) for i in np.argsort(words, kind="stable")]

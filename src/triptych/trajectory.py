@@ -1,0 +1,273 @@
+"""The data that flows: prompts, tasks, segments of recorded actions, rollouts.
+
+Every other room hands these objects on. This one knows no model, no kernel, no reward and no
+scenario; it imports torch and nothing of ours but the error type.
+
+Shape legend: B rows, A actions a row, N image tokens, H x W pixels.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from triptych.errors import UserError
+
+Picture = Tensor
+"""One image as data: uint8 ``[H, W, 3]``, RGB. What is fed back to a model is always this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One message: who speaks, and text and pictures in reading order."""
+
+    role: str
+    content: tuple[str | Picture, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """An interleaved list of text and pictures with roles ("user", "assistant", "system")."""
+
+    turns: tuple[Turn, ...]
+
+    @classmethod
+    def of(cls, *content: str | Picture) -> Self:
+        """One user message, e.g. ``Prompt.of(picture, "What is this?")``."""
+        return cls((Turn(role="user", content=content),))
+
+    @property
+    def text(self) -> str:
+        """All text of the prompt, for logs and reports."""
+        return " ".join(part for turn in self.turns for part in turn.content if isinstance(part, str))
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """All pictures, in reading order."""
+        return [part for turn in self.turns for part in turn.content if isinstance(part, Tensor)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A prompt plus what rewards and evaluation need to judge the outcome.
+
+    ``id`` is unique in its set: groups and random draws are keyed by it. ``metadata`` follows
+    GenEval's schema where the task is a drawing (tag, include, exclude, prompt); columns of a user's
+    file that Triptych has no field for are kept in ``columns`` and reach TRL-style rewards.
+    """
+
+    id: str
+    prompt: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    answer: str | None = None
+    source: Picture | None = None
+    target_text: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NoiseKey:
+    """Names one row's random stream: every draw is a function of this key and its position alone."""
+
+    seed: int
+    step: int
+    task: str
+    sample: int
+    segment: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How actions are drawn. All of it is part of the policy, so all of it is recorded.
+
+    ``temperature`` divides the logits; 0 means greedy, which leaves nothing to train on.
+    ``guidance`` s mixes ``u + s (c - u)``; 1 is off. ``max_tokens`` bounds a text segment.
+    Truncations (top-k, top-p) change the policy in a way that scoring cannot see; none is offered.
+    """
+
+    temperature: float = 1.0
+    guidance: float = 1.0
+    max_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise UserError(f"temperature must be 0 (greedy) or positive, got {self.temperature}")
+        if self.guidance < 0:
+            raise UserError(f"guidance must not be negative, got {self.guidance}")
+        if self.max_tokens < 1:
+            raise UserError(f"max_tokens must be at least 1, got {self.max_tokens}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Recorded actions of B rows: what was asked, what was done, and with which probability.
+
+    ``logp [B, A]`` holds the log-probabilities as sampled, fp32; ``mask [B, A]`` is true where an
+    action was really taken (a row that sat out is all false). Scoring a segment with the weights that
+    sampled it returns ``logp``.
+    """
+
+    name: str
+    context: tuple[Prompt, ...]
+    tokens: Tensor
+    logp: Tensor
+    mask: Tensor
+    sampling: Sampling
+
+    kind: ClassVar[str] = "segment"
+
+    def __post_init__(self) -> None:
+        shape = (len(self.context), self.tokens.shape[1])
+        for name, dtype in (("logp", torch.float32), ("mask", torch.bool)):
+            value = getattr(self, name)
+            assert value.shape == shape, f"{self.name}.{name} is {tuple(value.shape)}, expected {shape}"
+            assert value.dtype == dtype, f"{self.name}.{name} is {value.dtype}, expected {dtype}"
+
+    def __len__(self) -> int:
+        return len(self.context)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The recorded tensors by field name, each with leading dimension B."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        return {name: change(value) for name, value in self.tensors().items()}
+
+    def rows(self, index: Sequence[int]) -> Self:
+        """The given rows, in the given order."""
+        keep = torch.as_tensor(list(index), dtype=torch.long)
+        context = tuple(self.context[i] for i in keep.tolist())
+        return replace(self, context=context, **self._map(lambda x: x[keep.to(x.device)]))
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same segment with its tensors on ``device``."""
+        return replace(self, **self._map(lambda x: x.to(device)))
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """Rows of several segments of one kind, name and sampling; shorter ones are padded on the right."""
+        first = parts[0]
+        for part in parts:
+            if (type(part), part.name, part.sampling) != (type(first), first.name, first.sampling):
+                raise ValueError(
+                    f"cannot join segment {part.name!r} to {first.name!r}: kind or settings differ"
+                )
+        width = max(part.mask.shape[1] for part in parts)
+        joined: dict[str, Any] = {
+            name: torch.cat([_pad_to(part.tensors()[name], width) for part in parts])
+            for name in first.tensors()
+        }
+        return replace(first, context=tuple(p for part in parts for p in part.context), **joined)
+
+    def save(self, path: Path) -> None:
+        """Write ``path.safetensors`` and ``path.json``; :func:`load_segment` reads them back bit for bit."""
+        tensors = {f"field.{name}": value.contiguous() for name, value in self.tensors().items()}
+        turns: list[list[dict[str, Any]]] = []
+        for row, prompt in enumerate(self.context):
+            turns.append([{"role": t.role, "content": []} for t in prompt.turns])
+            for i, turn in enumerate(prompt.turns):
+                for j, part in enumerate(turn.content):
+                    if isinstance(part, Tensor):
+                        tensors[f"picture.{row}.{i}.{j}"] = part.contiguous()
+                    turns[row][i]["content"].append(part if isinstance(part, str) else None)
+        about = {"kind": self.kind, "name": self.name, "sampling": vars(self.sampling), "context": turns}
+        save_file(tensors, path.with_suffix(".safetensors"))
+        path.with_suffix(".json").write_text(json.dumps(about))
+
+
+def _pad_to(x: Tensor, width: int) -> Tensor:
+    return torch.nn.functional.pad(x, (0, width - x.shape[1])) if x.shape[1] < width else x
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSegment(Segment):
+    """Text tokens written one after another: ``tokens [B, A]`` int64; the mask ends with the end token."""
+
+    kind: ClassVar[str] = "text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenImageSegment(Segment):
+    """Image tokens drawn one after another in raster order: ``tokens [B, N]`` int64."""
+
+    kind: ClassVar[str] = "token_image"
+
+
+_KINDS: dict[str, type[Segment]] = {cls.kind: cls for cls in (TextSegment, TokenImageSegment)}
+
+
+def load_segment(path: Path) -> Segment:
+    """Read what :meth:`Segment.save` wrote."""
+    about = json.loads(path.with_suffix(".json").read_text())
+    tensors = load_file(path.with_suffix(".safetensors"))
+    context = tuple(
+        Prompt(
+            tuple(
+                Turn(
+                    role=turn["role"],
+                    content=tuple(
+                        tensors[f"picture.{row}.{i}.{j}"] if part is None else part
+                        for j, part in enumerate(turn["content"])
+                    ),
+                )
+                for i, turn in enumerate(prompt)
+            )
+        )
+        for row, prompt in enumerate(about["context"])
+    )
+    recorded = {n.removeprefix("field."): t for n, t in tensors.items() if n.startswith("field.")}
+    sampling = Sampling(**about["sampling"])
+    return _KINDS[about["kind"]](name=about["name"], context=context, sampling=sampling, **recorded)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One finished episode as a reward sees it.
+
+    ``texts`` and ``pictures`` hold every segment's outcome by its name; ``completion`` is the one that
+    the scenario calls its result: a string, or a picture (uint8 ``[H, W, 3]``).
+    """
+
+    task: Task
+    texts: Mapping[str, str]
+    pictures: Mapping[str, Picture]
+    completion: str | Picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """What a scenario produced for B rows: segments by name, and one :class:`Sample` a row.
+
+    ``groups[b]`` is the id that rows of one task at one step share; ``samples[b]`` what rewards see.
+    """
+
+    groups: tuple[str, ...]
+    segments: Mapping[str, Segment]
+    samples: tuple[Sample, ...]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def rows(self, index: Sequence[int]) -> "Rollout":
+        """The given rows, in the given order."""
+        return Rollout(
+            groups=tuple(self.groups[i] for i in index),
+            segments={name: segment.rows(index) for name, segment in self.segments.items()},
+            samples=tuple(self.samples[i] for i in index),
+        )
+
+    @classmethod
+    def cat(cls, parts: Sequence["Rollout"]) -> "Rollout":
+        """Rows of several rollouts of one scenario, in order."""
+        names = parts[0].segments
+        return cls(
+            groups=tuple(group for part in parts for group in part.groups),
+            segments={n: type(s).cat([part.segments[n] for part in parts]) for n, s in names.items()},
+            samples=tuple(sample for part in parts for sample in part.samples),
+        )
