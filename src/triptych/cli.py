@@ -83,7 +83,7 @@ def _parse(kind: Any, arguments: Sequence[str], program: str) -> Any:
                 kind,
                 args=list(arguments),
                 prog=program,
-                config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagConversionOff),
+                config=(tyro.conf.OmitSubcommandPrefixes,),
             )
     except SystemExit as error:
         if not error.code:
@@ -103,7 +103,8 @@ def _one_line(told: str, kind: Any, arguments: Sequence[str]) -> str:
             return f"no setting {flag}; {hint}"
     lines = [re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in told.splitlines()]
     words = " ".join(line for line in lines if line)
-    return words.split("For full helptext")[0].strip() or "the arguments could not be read"
+    words = words.split("For full helptext")[0].split("Argument helptext:")[0]
+    return words.removeprefix("Value error ").strip() or "the arguments could not be read"
 
 
 def _flags(kind: Any, prefix: str = "") -> list[str]:

@@ -73,6 +73,7 @@ def test_killed_while_writing(tmp_path: Path) -> None:
     assert done.returncode == 9
     assert any(p.name.startswith(".tmp-step_00000002") for p in tmp_path.iterdir())
     assert latest_checkpoint(tmp_path) == old
+    (tmp_path / f".tmp-step_00000003-{os.getpid()}").mkdir()  # process ids come round again
     new = save(tmp_path, 3)
     assert sorted(tmp_path.iterdir()) == [old, new], "the leftover is cleaned up"
 

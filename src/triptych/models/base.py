@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from triptych.errors import UserError
+from triptych.models.quiet import quiet
 from triptych.trajectory import NoiseKey, Picture, Prompt, Sampling, Segment, TextSegment
 
 
@@ -218,7 +219,8 @@ class UnifiedModel(nn.Module, ABC):
 
     def set_attention(self, implementation: str) -> None:
         """Which attention kernel the network uses: "sdpa", or "eager" (faster to train at short lengths)."""
-        self.network.set_attn_implementation(implementation)
+        with quiet():
+            self.network.set_attn_implementation(implementation)
 
     @abstractmethod
     def save_pretrained(self, folder: Path) -> None:

@@ -27,6 +27,7 @@ from triptych.models import causal
 from triptych.models.base import Codec, Example, LossSum, Scores, UnifiedModel, from_pictures
 from triptych.models.lora import adapters, open_adapter, save_adapter
 from triptych.models.patch_codec import PatchCodec
+from triptych.models.quiet import quiet
 from triptych.trajectory import (
     NoiseKey,
     Picture,
@@ -338,7 +339,8 @@ class JanusModel(UnifiedModel):
         if adapters(self.network):
             save_adapter(self.network, folder)
         else:
-            self.network.save_pretrained(folder)
+            with quiet():
+                self.network.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         if isinstance(self.codec, PatchCodec):
             self.codec.save(folder)
@@ -357,10 +359,11 @@ class JanusModel(UnifiedModel):
             return cls._with_adapter(Path(folder), dtype)
         codec = PatchCodec.load(Path(folder)) if (Path(folder) / PatchCodec.FILE).exists() else None
         try:
-            network, info = JanusForConditionalGeneration.from_pretrained(
-                folder, dtype=dtype, output_loading_info=True
-            )
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            with quiet():
+                network, info = JanusForConditionalGeneration.from_pretrained(
+                    folder, dtype=dtype, output_loading_info=True
+                )
+                tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"cannot open {folder} as a Janus model: {str(error).splitlines()[0]}") from None
         missing = [k for k in info["missing_keys"] if codec is None or ".vqmodel." not in k]

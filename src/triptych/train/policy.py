@@ -38,8 +38,8 @@ class PolicyConfig(JobConfig):
     ``minibatches`` optimizer steps each. ``redraw`` replaces groups without reward spread by fresh tasks, up
     to that many times a step (dynamic sampling of DAPO). ``rewards`` are names of the recipe's world or
     "file.py:function", with weights; ``held_out`` ones are reported, never trained on. ``combine`` adds
-    rewards before normalisation ("sum") or after ("each", GDPO). ``segment_weights`` scale the losses of segments.
-    A run stops at its first step if a score differs from the recorded log-probability by more than
+    rewards before normalisation ("sum") or after ("each", GDPO). ``segment_weights`` scale the losses of
+    segments. A run stops at its first step if a score differs from the recorded log-probability by more than
     ``ratio_tolerance``.
     """
 
