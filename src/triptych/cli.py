@@ -1,4 +1,7 @@
-"""The command line: parses, calls, and turns a user's mistake into one line and exit code 2."""
+"""The command line: parses, calls, and turns a user's mistake into one line and exit code 2.
+
+Rooms are imported by the command that needs them: torch takes seconds, `triptych --help` should not.
+"""
 
 import contextlib
 import dataclasses
@@ -6,17 +9,33 @@ import io
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
+    from triptych.models.base import UnifiedModel
     from triptych.recipes.base import Recipe
+
+PARSERS = ConstructorRegistry()
+FLAG = re.compile(r"--[\w.-]+")
+TITLES = {"Parsing error", "Invalid choice", "Missing argument", "Unrecognized options", "Required options"}
+MESSAGES = (
+    (r"Value error:? ", ""),
+    (r"Error parsing (\S+): invalid literal for int\(\) with base 10:", r"\1: expected a whole number, got"),
+    (r"Error parsing (\S+): could not convert string to float:", r"\1: expected a number, got"),
+    (r"Error parsing (\S+):", r"\1:"),
+    (r"invalid choice (\S+) for argument '(\S+)'\. Expected one of \((.*?),?\) ?\.", r"\2: \1 is none of \3"),
+    (r"Missing value for argument '(\S+)'\. Expected (.*?)\.", r"\1: expected \2 after it"),
+    (r"Unrecognized options: (.*)", r"not understood: \1"),
+)
+"""What tyro says, and how we say it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,12 +51,18 @@ class Where:
 
 
 def demo(arguments: Sequence[str]) -> None:
-    """Watch a tiny model learn to draw: RL on a starter, then report.html."""
-    _train("demo", ["--overwrite", *arguments] if "--resume" not in arguments else arguments)
+    """Watch a tiny model learn to draw, then open report.html."""
+    own = any(re.match("--(run|resume|overwrite)\\b", argument) for argument in arguments)
+    _train("demo", arguments if own else ["--overwrite", *arguments])
 
 
 def train(arguments: Sequence[str]) -> None:
-    """Train a recipe: triptych train RECIPE [--resume] [--setting value ...]."""
+    """Train a recipe: triptych train RECIPE [--setting value ...]."""
+    if arguments and arguments[0] in ("-h", "--help"):
+        print("triptych train RECIPE [--run FOLDER] [--resume] [--setting value ...]\n")
+        list_recipes(())
+        print("\ntriptych train RECIPE --help lists a recipe's settings")
+        return
     if not arguments or arguments[0].startswith("-"):
         raise UserError("which recipe? `triptych recipes` lists them")
     _train(arguments[0], arguments[1:])
@@ -45,79 +70,124 @@ def train(arguments: Sequence[str]) -> None:
 
 def _train(name: str, arguments: Sequence[str]) -> None:
     from triptych.recipes import find
+
+    recipe = find(name)
+    where, config = _settings(recipe, arguments)
+    if where.resume and where.overwrite:
+        raise UserError("--resume goes on with the run that is there, --overwrite deletes it: choose one")
+    run = where.run or Path("runs") / name
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run} is a file: --run names a folder")
+
     from triptych.recipes.base import train as run_recipe
     from triptych.report import build_report
     from triptych.train.distributed import rank_and_size
 
-    recipe = find(name)
-    where, config = _settings(recipe, arguments)
-    run = where.run or Path("runs") / name
-    run_recipe(
-        dataclasses.replace(recipe, config=config), run, resume=where.resume, overwrite=where.overwrite
-    )
+    recipe = dataclasses.replace(recipe, config=config)
+    run_recipe(recipe, run, resume=where.resume, overwrite=where.overwrite)
     if rank_and_size()[0] == 0:
         print(f"report: {build_report(run)}")
 
 
+# -- reading arguments -----------------------------------------------------------------------------
 def _settings(recipe: "Recipe", arguments: Sequence[str]) -> tuple[Where, Any]:
     kind = type(recipe.config)
     both = dataclasses.make_dataclass(
         "Settings",
         [
-            ("where", Annotated[Where, tyro.conf.arg(name="")], dataclasses.field(default_factory=Where)),
+            ("where", Annotated[Where, tyro.conf.arg(name="")], dataclasses.field(default=Where())),
             ("config", Annotated[kind, tyro.conf.arg(name="")], dataclasses.field(default=recipe.config)),
         ],
         frozen=True,
     )
     both.__doc__ = f"{recipe.name}: {recipe.summary}."
-    parsed = _parse(both, arguments, f"triptych train {recipe.name}")
+    flags = [*_flags(Where), *_flags(kind, recipe.config)]
+    parsed = _parse(both, arguments, f"triptych train {recipe.name}", flags)
     return parsed.where, parsed.config
 
 
-def _parse(kind: Any, arguments: Sequence[str], program: str) -> Any:
+@PARSERS.primitive_rule
+def _weights(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Mapping[str, float]] | None:
+    """``--rewards NAME WEIGHT [NAME WEIGHT ...]``, where tyro would fix the names to those of the default."""
+    if info.type_origin is not Mapping:
+        return None
+
+    def read(words: list[str]) -> Mapping[str, float]:
+        try:
+            return {name: float(number) for name, number in zip(words[::2], words[1::2], strict=True)}
+        except ValueError:
+            raise ValueError(f"expected a name and a number in turn, got {' '.join(words)!r}") from None
+
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME NUMBER ...",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, Mapping),
+        str_from_instance=lambda value: [word for pair in value.items() for word in map(str, pair)],
+    )
+
+
+def _parse(kind: Any, arguments: Sequence[str], program: str, flags: Sequence[str] | None = None) -> Any:
     """tyro, with its boxed messages turned into one line that names the nearest setting."""
-    told = io.StringIO()
+    told, shown = io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
+        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(shown):
             return tyro.cli(
                 kind,
                 args=list(arguments),
                 prog=program,
-                config=(tyro.conf.OmitSubcommandPrefixes,),
+                config=(
+                    tyro.conf.AvoidSubcommands,
+                    tyro.conf.FlagCreatePairsOff,
+                    tyro.conf.PositionalMetavarFromFieldName,
+                ),
+                registry=PARSERS,
             )
     except SystemExit as error:
         if not error.code:
+            print(_tidied(shown.getvalue()), end="")
             raise
-        raise UserError(_one_line(told.getvalue(), kind, arguments)) from None
+        raise UserError(_one_line(told.getvalue(), flags or _flags(kind), arguments, program)) from None
 
 
-def _one_line(told: str, kind: Any, arguments: Sequence[str]) -> str:
-    known = ["--" + name for name in _flags(kind)]
+def _tidied(page: str) -> str:
+    """Help without the marks and the runs of empty lines that docstrings bring."""
+    lines = [line.rstrip().replace("``", "") for line in page.splitlines()]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
+
+
+def _one_line(told: str, flags: Sequence[str], arguments: Sequence[str], program: str) -> str:
+    known = ["--" + name for name in flags]
     for argument in arguments:
         flag = argument.split("=")[0].replace("_", "-")
-        if argument.startswith("--") and flag not in known and flag.replace("--no-", "--", 1) not in known:
-            near = get_close_matches(flag, known, n=1, cutoff=0.5) or [
-                k for k in known if k.endswith(flag[2:])
-            ]
-            hint = f"did you mean {near[0]}?" if near else "add --help for the list"
+        if FLAG.fullmatch(flag) and flag not in known:
+            ends = [k for k in known if k.endswith("." + flag[2:])]
+            near = ends or get_close_matches(flag, known, n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]}?" if near else f"`{program} --help` lists them"
             return f"no setting {flag}; {hint}"
-    lines = [re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in told.splitlines()]
-    words = " ".join(line for line in lines if line)
-    words = words.split("For full helptext")[0].split("Argument helptext:")[0]
-    return words.removeprefix("Value error ").strip() or "the arguments could not be read"
+    lines = [re.sub(r"[│╭╮╰╯─]+|-{5,}", " ", line).strip() for line in told.splitlines()]
+    words = " ".join(line for line in lines if line and line not in TITLES)
+    words = re.split(r"For full helptext|Argument helptext:", words)[0].strip()
+    if missing := re.findall(r"(\S+) \S+ \(required\)", words):
+        return f"{' and '.join(missing)} not given; `{program} --help` shows the order"
+    for pattern, better in MESSAGES:
+        words = re.sub(pattern, better, words)
+    return words or f"the arguments could not be read; see `{program} --help`"
 
 
-def _flags(kind: Any, prefix: str = "") -> list[str]:
+def _flags(kind: Any, default: Any = None, prefix: str = "") -> list[str]:
+    """Every setting's name on the command line, dots between levels: ``optimizer.lr``."""
     flags: list[str] = []
     for field in dataclasses.fields(kind):
-        value = field.default if field.default is not dataclasses.MISSING else None
-        inner = type(value) if dataclasses.is_dataclass(value) else field.type
-        inner = getattr(inner, "__origin__", inner) if not dataclasses.is_dataclass(inner) else inner
-        name = "" if field.name in ("where", "config") and not prefix else f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(inner):
-            flags += _flags(inner, f"{name}." if name else "")
-        flags.append(name.replace("_", "-"))
-    return [flag for flag in flags if flag]
+        value = getattr(default, field.name) if default is not None else field.default
+        name = prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            flags += _flags(type(value), value, f"{name}.")
+        elif isinstance(value, bool) and value:
+            flags.append(f"{prefix}no-{field.name.replace('_', '-')}")
+        else:
+            flags.append(name)
+    return flags
 
 
 # -- using a model ---------------------------------------------------------------------------------

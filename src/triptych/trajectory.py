@@ -7,6 +7,7 @@ Shape legend: B rows, A actions a row, N image tokens, H x W pixels.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -95,10 +96,10 @@ class Sampling:
     max_tokens: int = 32
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise UserError(f"temperature must be 0 (greedy) or positive, got {self.temperature}")
-        if self.guidance < 0:
-            raise UserError(f"guidance must not be negative, got {self.guidance}")
+        if not 0 <= self.guidance < math.inf:
+            raise UserError(f"guidance must be 0 or positive, got {self.guidance}")
         if self.max_tokens < 1:
             raise UserError(f"max_tokens must be at least 1, got {self.max_tokens}")
 
@@ -127,6 +128,9 @@ class Segment:
             value = getattr(self, name)
             assert value.shape == shape, f"{self.name}.{name} is {tuple(value.shape)}, expected {shape}"
             assert value.dtype == dtype, f"{self.name}.{name} is {value.dtype}, expected {dtype}"
+
+        for name, value in self.tensors().items():
+            assert len(value) == len(self), f"{self.name}.{name} has {len(value)} rows, expected {len(self)}"
 
     def __len__(self) -> int:
         return len(self.context)
@@ -174,11 +178,17 @@ class Segment:
             for i, turn in enumerate(prompt.turns):
                 for j, part in enumerate(turn.content):
                     if isinstance(part, Tensor):
-                        tensors[f"picture.{row}.{i}.{j}"] = part.contiguous()
+                        tensors[f"picture.{row}.{i}.{j}"] = part.clone(memory_format=torch.contiguous_format)
                     turns[row][i]["content"].append(part if isinstance(part, str) else None)
         about = {"kind": self.kind, "name": self.name, "sampling": vars(self.sampling), "context": turns}
-        save_file(tensors, path.with_suffix(".safetensors"))
-        path.with_suffix(".json").write_text(json.dumps(about))
+        data, description = _files(path)
+        save_file(tensors, data)
+        description.write_text(json.dumps(about))
+
+
+def _files(path: Path) -> tuple[Path, Path]:
+    """Where a segment's tensors and its description lie; a dot in the name is no suffix."""
+    return path.with_name(path.name + ".safetensors"), path.with_name(path.name + ".json")
 
 
 def _pad_to(x: Tensor, width: int) -> Tensor:
@@ -204,8 +214,8 @@ _KINDS: dict[str, type[Segment]] = {cls.kind: cls for cls in (TextSegment, Token
 
 def load_segment(path: Path) -> Segment:
     """Read what :meth:`Segment.save` wrote."""
-    about = json.loads(path.with_suffix(".json").read_text())
-    tensors = load_file(path.with_suffix(".safetensors"))
+    data, description = _files(path)
+    about, tensors = json.loads(description.read_text()), load_file(data)
     context = tuple(
         Prompt(
             tuple(

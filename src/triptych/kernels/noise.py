@@ -25,7 +25,8 @@ def stream(key: NoiseKey) -> np.random.Philox:
 def uniforms(keys: Sequence[NoiseKey], n: int) -> Tensor:
     """``[B, n]`` float64 in the open interval (0, 1): row b from ``keys[b]``, column k at position k.
 
-    The top 53 bits of each raw word, centred in their cell, so neither 0 nor 1 occurs.
+    The top 52 bits of each raw word, centred in their cell (53 would round up to 1 at the upper end), so
+    neither 0 nor 1 occurs.
     """
     raw = np.stack([stream(key).random_raw(n) for key in keys])
-    return torch.from_numpy(((raw >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
+    return torch.from_numpy(((raw >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52)

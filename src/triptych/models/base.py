@@ -98,6 +98,10 @@ class UnifiedModel(nn.Module, ABC):
         self.recompute = False
         self._frozen: list[_Reference] = []
 
+    def train(self, mode: bool = True) -> Self:
+        """Stays in eval mode, whatever ``mode`` asks for."""
+        return super().train(False)
+
     # -- acting ------------------------------------------------------------------------------------
     @abstractmethod
     def generate_text(

@@ -17,8 +17,10 @@ from typing import Any, ClassVar, Self
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoTokenizer, JanusForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, JanusConfig, JanusForConditionalGeneration, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from triptych.errors import UserError
 from triptych.kernels import tokens as kernel
@@ -96,7 +98,8 @@ class JanusModel(UnifiedModel):
         std: Sequence[float] = (0.5, 0.5, 0.5),
     ) -> None:
         super().__init__()
-        self.network = network.eval()
+        self.network = network
+        self.eval()
         self.tokenizer = tokenizer
         self.codec: Codec = codec if codec is not None else VQCodec(network.model.vqmodel)
         self.mean, self.std = tuple(mean), tuple(std)
@@ -169,7 +172,7 @@ class JanusModel(UnifiedModel):
         image = Image.fromarray(picture.numpy())
         scale = self.image_size / max(image.size)
         image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
-        canvas = Image.new("RGB", (self.image_size,) * 2, tuple(round(255 * m) for m in self.mean))
+        canvas = Image.new("RGB", (self.image_size,) * 2, tuple(int(255 * m) for m in self.mean))
         canvas.paste(image, ((self.image_size - image.width) // 2, (self.image_size - image.height) // 2))
         return torch.frombuffer(bytearray(canvas.tobytes()), dtype=torch.uint8).reshape(
             self.image_size, self.image_size, 3
@@ -359,22 +362,27 @@ class JanusModel(UnifiedModel):
             return cls._with_adapter(Path(folder), dtype)
         codec = PatchCodec.load(Path(folder)) if (Path(folder) / PatchCodec.FILE).exists() else None
         try:
-            with quiet():
-                network, info = JanusForConditionalGeneration.from_pretrained(
-                    folder, dtype=dtype, output_loading_info=True
-                )
-                tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, RuntimeError) as error:
+            network, info = JanusForConditionalGeneration.from_pretrained(
+                folder,
+                config=_config(folder),
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that they are listed; they are an error below
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"cannot open {folder} as a Janus model: {str(error).splitlines()[0]}") from None
         missing = [k for k in info["missing_keys"] if codec is None or ".vqmodel." not in k]
-        wrong = [*missing, *info["unexpected_keys"], *(str(k) for k in info["mismatched_keys"])]
+        misshapen = [f"{key} {tuple(found)}" for key, found, _ in info["mismatched_keys"]]
+        wrong = sorted([*missing, *info["unexpected_keys"], *misshapen])
         if wrong:
             raise UserError(
-                f"{folder}: tensors missing, unknown or misshapen: {', '.join(sorted(wrong)[:5])}"
+                f"{folder}: {len(wrong)} tensors missing, unknown or misshapen: {', '.join(wrong[:5])}"
             )
+        network.config.tie_word_embeddings = network.lm_head.weight is network.get_input_embeddings().weight
         if codec is not None:
             network.model.vqmodel = nn.Module()
-        return cls(network, tokenizer, codec, **_normalisation(Path(folder)))
+        return cls(network, tokenizer, codec, **_normalisation(folder))
 
     @classmethod
     def _with_adapter(cls, folder: Path, dtype: torch.dtype) -> Self:
@@ -384,7 +392,16 @@ class JanusModel(UnifiedModel):
         return model
 
 
-def _normalisation(folder: Path) -> dict[str, Sequence[float]]:
-    file = folder / "preprocessor_config.json"
-    about = json.loads(file.read_text()) if file.exists() else {}
+def _config(folder: str | Path) -> JanusConfig:
+    """The folder's config. Published ones say nothing of tying, and their head is a tensor of its own."""
+    config = JanusConfig.from_pretrained(folder)
+    config.tie_word_embeddings = JanusConfig.get_config_dict(folder)[0].get("tie_word_embeddings", False)
+    return config
+
+
+def _normalisation(folder: str | Path) -> dict[str, Sequence[float]]:
+    try:
+        about = json.loads(Path(cached_file(folder, "preprocessor_config.json")).read_text())
+    except OSError:
+        return {}
     return {to: about[key] for to, key in (("mean", "image_mean"), ("std", "image_std")) if key in about}

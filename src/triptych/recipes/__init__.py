@@ -1,13 +1,25 @@
-"""What can be trained by name. A recipe is made when it is asked for, never at import."""
+"""What can be trained by name. A recipe is made when it is asked for, never at import: listing needs no torch."""
 
 from collections.abc import Callable
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
 from triptych.errors import UserError
-from triptych.recipes.base import Recipe
+
+if TYPE_CHECKING:
+    from triptych.recipes.base import Recipe
+
+SUMMARIES = {
+    "demo": "RL on the Janus starter: it learns to draw what it is asked",
+    "janus": "text-to-image RL on public Janus-Pro weights",
+    "janus.lora": "the same with LoRA adapters",
+    "starters.janus": "train the Janus starter from nothing",
+}
+"""Every shipped recipe: the name that the command line takes, and one line about it."""
 
 
-def recipes() -> dict[str, Callable[[], Recipe]]:
-    """Every shipped recipe by the name that the command line takes."""
+def recipes() -> dict[str, "Callable[[], Recipe]"]:
+    """The functions that make the recipes, by the names of :data:`SUMMARIES`."""
     from triptych.recipes import demo, starters
 
     return {
@@ -18,13 +30,10 @@ def recipes() -> dict[str, Callable[[], Recipe]]:
     }
 
 
-def find(name: str) -> Recipe:
+def find(name: str) -> "Recipe":
     """The recipe of that name; UserError with the nearest one if there is none."""
-    from difflib import get_close_matches
-
-    known = recipes()
-    if name not in known:
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    if name not in SUMMARIES:
+        near = get_close_matches(name, SUMMARIES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(SUMMARIES)}"
         raise UserError(f"no recipe called {name!r}; {hint}")
-    return known[name]()
+    return recipes()[name]()

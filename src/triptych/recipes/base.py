@@ -62,9 +62,9 @@ def train(
     already holds a run is an error unless ``resume`` or ``overwrite`` says what to do with it.
     """
     path, config = Path(run), recipe.config
-    _prepare(path, recipe, resume, overwrite)
     world = distributed.setup()
     try:
+        _prepare(path, recipe, resume, overwrite)
         parts = recipe.build(config)
         model = prepare_model(parts.model() if parts.model else load(config.model), config, world.device)
         sinks = make_sinks(config.sinks, path) if world.is_main else []
@@ -78,6 +78,7 @@ def train(
             loop.restore(last)
             told.say(f"resuming after step {loop.at.step} ({last})")
         else:
+            directory.rewind(-1)  # what a run left that was killed before its first checkpoint
             directory.start(recipe.name, config)
         loop.run()
         if world.is_main and loop.at.step == config.steps:
@@ -92,7 +93,9 @@ def train(
 def prepare_model(model: UnifiedModel, config: JobConfig, device: torch.device) -> UnifiedModel:
     """Adapters, attention, device and reference, as the settings say."""
     if config.lora:
-        model.add_lora(config.lora)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            model.add_lora(config.lora)
     model.to(device)
     model.set_attention(config.attention)
     model.recompute = config.gradient_checkpointing
@@ -103,20 +106,20 @@ def prepare_model(model: UnifiedModel, config: JobConfig, device: torch.device) 
 
 def _prepare(path: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
     config_file = path / "config.json"
-    if not config_file.exists():
+    before = json.loads(config_file.read_text()) if config_file.exists() else None
+    distributed.barrier()  # every process has looked before one removes or writes
+    if before is None:
         return
-    if resume:
-        before = json.loads(config_file.read_text())
-        if before["recipe"] != recipe.name:
-            raise UserError(
-                f"{path} holds a run of {before['recipe']}, not of {recipe.name}: choose another --run"
-            )
-    elif overwrite:
-        shutil.rmtree(path)
-    else:
+    if resume and before["recipe"] != recipe.name:
+        raise UserError(
+            f"{path} holds a run of {before['recipe']}, not of {recipe.name}: choose another --run"
+        )
+    if not resume and not overwrite:
         raise UserError(
             f"{path} already holds a run: add --resume to go on, --overwrite, or choose another --run"
         )
+    if not resume and distributed.rank_and_size()[0] == 0:
+        shutil.rmtree(path)
 
 
 def _summarise(path: Path, recipe: Recipe, loop: Loop) -> None:

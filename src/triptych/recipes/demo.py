@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from triptych.learn.policy_loss import PolicyLossConfig
 from triptych.models.base import LoraSettings
-from triptych.recipes import shapes_world
+from triptych.recipes import SUMMARIES, shapes_world
 from triptych.recipes.base import Parts, Recipe
 from triptych.recipes.rewards import build_rewards
 from triptych.scenarios.base import RolloutSettings
@@ -28,7 +28,7 @@ def demo() -> Recipe:
     )
     return Recipe(
         name="demo",
-        summary="RL on the Janus starter: it learns to draw what it is asked",
+        summary=SUMMARIES["demo"],
         config=config,
         build=build_text_to_image,
     )
@@ -70,7 +70,7 @@ def janus() -> Recipe:
     )
     return Recipe(
         name="janus",
-        summary="text-to-image RL on public Janus-Pro weights",
+        summary=SUMMARIES["janus"],
         config=config,
         build=build_text_to_image,
     )
@@ -84,4 +84,4 @@ def janus_lora() -> Recipe:
         lora=LoraSettings(rank=32, alpha=64),
         optimizer=OptimizerConfig(lr=1e-5, warmup=20),
     )
-    return replace(recipe, name="janus.lora", summary="the same with LoRA adapters", config=config)
+    return replace(recipe, name="janus.lora", summary=SUMMARIES["janus.lora"], config=config)

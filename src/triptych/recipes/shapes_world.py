@@ -102,8 +102,9 @@ def evaluation(
 ) -> Callable[[UnifiedModel, int], Evaluation]:
     """Held-out drawings by the official rule, and what no reward sees.
 
-    ``heldout``: "understanding" (answers about rendered held-out scenes), "diversity" (of drawings of one
-    prompt), "background_drift" (mean distance of drawings' backgrounds from the world's).
+    ``heldout``: "understanding" (answers about rendered held-out scenes, ``questions`` of them but never more
+    than ``tasks``), "diversity" (of drawings of one prompt), "background_drift" (mean distance of drawings'
+    backgrounds from the world's).
     """
 
     def evaluate(model: UnifiedModel, step: int) -> Evaluation:
@@ -112,7 +113,7 @@ def evaluation(
         drift = [background_drift(p.numpy()) for p in found.pictures]
         heldout = {"diversity": spread, "background_drift": float(np.mean(drift))}
         if "read" in model.can:
-            heldout["understanding"] = understanding(model, settings, questions)
+            heldout["understanding"] = understanding(model, settings, min(questions, tasks))
         return replace(found, summary={**found.summary, "heldout": heldout})
 
     return evaluate

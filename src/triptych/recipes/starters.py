@@ -13,7 +13,7 @@ import torch
 from triptych.models import load, starters_folder
 from triptych.models.base import UnifiedModel
 from triptych.models.tiny import TinyJanus, tiny_janus
-from triptych.recipes import shapes_world
+from triptych.recipes import SUMMARIES, shapes_world
 from triptych.recipes.base import Parts, Recipe
 from triptych.scenarios.base import RolloutSettings
 from triptych.train.loop import read_evaluations
@@ -27,24 +27,24 @@ class StarterConfig(SupervisedConfig):
     """Supervised training from nothing: ``read_share`` of each batch are questions, the rest drawings."""
 
     sizes: TinyJanus = TinyJanus()
-    read_share: float = 0.25
+    read_share: float = 0.5
 
 
 def janus() -> Recipe:
     """The Janus starter: a patch dictionary by k-means, then drawing and reading at once (Muon, bf16)."""
     config = StarterConfig(
-        steps=1500,
-        batch=160,
-        micro_batch=160,
+        steps=1300,
+        batch=192,
+        micro_batch=192,
         compute="bf16",
         attention="eager",
         optimizer=OptimizerConfig(kind="muon", lr=1e-3, muon_lr=0.02, warmup=50, decay=0.5),
-        evaluate_every=250,
-        checkpoint_every=250,
+        evaluate_every=200,
+        checkpoint_every=100,
     )
     return Recipe(
         name="starters.janus",
-        summary="train the Janus starter from nothing",
+        summary=SUMMARIES["starters.janus"],
         config=config,
         build=_build,
         finish=_publish,

@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -136,18 +136,20 @@ class Loop:
         config = self.config
         if self.at.step == 0:
             self._evaluate("before")
+        stopped = False
         with self._interruptible():
-            while self.at.step < config.steps and not self.stop:
+            while self.at.step < config.steps and not stopped:
                 self._step()
                 step, last = self.at.step, self.at.step == config.steps
-                if config.evaluate_every and step % config.evaluate_every == 0 and not last:
-                    self._evaluate(f"step_{step}")
                 if last:
                     self._evaluate("after")
+                elif config.evaluate_every and step % config.evaluate_every == 0:
+                    self._evaluate(f"step_{step}")
                 due = config.checkpoint_every and step % config.checkpoint_every == 0
-                if last or due or self.stop:
+                stopped, best = _agreed(self.stop, self.at.best_step == step)
+                if last or due or best or stopped:
                     self.save()
-        if self.stop and self.at.step < config.steps:
+        if self.at.step < config.steps:
             self.told.say(f"stopped after step {self.at.step}; add --resume to go on from there")
 
     # -- one step ----------------------------------------------------------------------------------
@@ -238,7 +240,7 @@ class Loop:
         if self.average:
             tensors["average"] = {f"{i:05d}": v for i, v in enumerate(self.average.values)}
         self.at.learner = self.learner.state()
-        state = {"progress": vars(self.at), "optimizers": settings}
+        state = {"progress": vars(self.at), "optimizers": settings, "config": asdict(self.config)}
         root = self.directory.checkpoints
         path = files.save_checkpoint(
             root,
@@ -284,6 +286,11 @@ class Loop:
         finally:
             for which, handler in kept.items():
                 signal.signal(which, handler)
+
+
+def _agreed(*flags: bool) -> list[bool]:
+    """Each flag, true where it is so on any process: only the main one evaluates, and signals come late."""
+    return (distributed.all_sum(torch.tensor(flags, dtype=torch.int32)) > 0).tolist()
 
 
 def read_evaluations(run: Path) -> list[dict[str, Any]]:

@@ -34,6 +34,11 @@ class OptimizerConfig:
     decay: float = 0.0
     max_norm: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name in ("lr", "muon_lr", "max_norm"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} must be positive, got {getattr(self, name)}")
+
     def rate(self, step: int, steps: int) -> float:
         """Factor on the learning rates at ``step`` (1-based) of ``steps``."""
         warm = min(1.0, step / self.warmup) if self.warmup else 1.0

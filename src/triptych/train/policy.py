@@ -129,6 +129,7 @@ class PolicyLearner:
     ) -> None:
         self.config, self.model, self.scenario = config, model, scenario
         self.rewards, self.explain = rewards, explain
+        _check_names(config, scenario, rewards)
         self.stream = TaskStream(tasks, config.seed)
         self.spare = TaskStream(tasks, config.seed + 1)
         self.batch: Batch | None = None
@@ -140,14 +141,19 @@ class PolicyLearner:
     def gradients(self, step: int) -> Iterator[Gradient]:
         """Roll out, judge, and give ``epochs x minibatches`` optimizer steps."""
         self.started = time.perf_counter()
-        self.sums = PolicyMetrics()
+        self.sums, self.ratio_error = PolicyMetrics(), 0.0
         self.batch = batch = self.collect(step)
-        groups = list(dict.fromkeys(batch.rollout.groups))
         for i in range(self.config.epochs * self.config.minibatches):
-            mine = set(groups[i % self.config.minibatches :: self.config.minibatches])
-            rows = [b for b, group in enumerate(batch.rollout.groups) if group in mine]
+            rows = self._minibatch(batch, i % self.config.minibatches)
             check = self._check if not self.checked else lambda: None
             yield Gradient(losses=self.losses(batch, rows, first=i == 0), check=check)
+
+    def _minibatch(self, batch: Batch, index: int) -> list[int]:
+        """This process's rows of a minibatch: a run of neighbouring groups, counted over all processes."""
+        rank, size = distributed.rank_and_size()
+        count, prompts, rows = self.config.minibatches, self.config.prompts, range(len(batch.rollout))
+        groups = [rank + (b // self.config.group) * size for b in rows]
+        return [b for b in rows if groups[b] * count // prompts == index]
 
     # -- rollout and judgement ---------------------------------------------------------------------
     def collect(self, step: int) -> Batch:
@@ -156,12 +162,14 @@ class PolicyLearner:
         tasks = self.stream.batch(step - 1, config.prompts)
         played: dict[str, tuple[Rollout, Judged]] = {}
         mine, everyone = self._play(tasks, step, played)
+        tried = {task.id for task in tasks}
         for attempt in range(config.redraw):
             dead = self._dead(tasks, everyone)
             if not dead:
                 break
             fresh = self.spare.batch((step - 1) * config.redraw + attempt, config.prompts)
-            tasks = _replaced(tasks, set(dead), fresh)
+            tasks = _replaced(tasks, set(dead), [task for task in fresh if task.id not in tried])
+            tried |= {task.id for task in tasks}
             mine, everyone = self._play(tasks, step, played)
         return self._credit(tasks, *mine, everyone)
 
@@ -199,7 +207,7 @@ class PolicyLearner:
         return (Rollout.cat(rollouts), own), everyone
 
     def _dead(self, tasks: Sequence[Task], everyone: Judged) -> list[str]:
-        found = group_advantages(everyone.total, self._group_ids(tasks), self.config.advantage)
+        found = self._advantages(everyone, tuple(everyone.values), self._group_ids(tasks))
         return [task.id for task, dead in zip(tasks, found.dead.tolist(), strict=True) if dead]
 
     def _group_ids(self, tasks: Sequence[Task]) -> list[str]:
@@ -217,6 +225,10 @@ class PolicyLearner:
             ]
         )
         whole = self._advantages(everyone, tuple(everyone.values), ids)
+        if unknown := sorted(set(self.config.segment_weights) - set(rollout.segments)):
+            raise UserError(
+                f"segment_weights names {unknown[0]!r}; the segments are {', '.join(rollout.segments)}"
+            )
         advantages = {}
         for name in rollout.segments:
             credited = self.scenario.credit.get(name, tuple(everyone.values))
@@ -225,7 +237,7 @@ class PolicyLearner:
         return Batch(rollout, judged, advantages, self._reward_metrics(everyone, whole, len(ids)))
 
     def _advantages(self, judged: Judged, names: Sequence[str], ids: Sequence[str]) -> Advantages:
-        weights = {name: self.config.rewards[name] for name in names}
+        weights = {name: self.rewards.weights.get(name, 1.0) for name in names}
         if self.config.combine == "each":
             return normalised_sum({n: judged.values[n] for n in names}, weights, ids, self.config.advantage)
         total = torch.stack([weights[n] * judged.values[n] for n in names]).sum(0)
@@ -233,16 +245,16 @@ class PolicyLearner:
 
     def _reward_metrics(self, judged: Judged, whole: Advantages, episodes: int) -> dict[str, float]:
         scored = judged.total[judged.total.isfinite()]
-        metrics = {
-            "reward/mean": _mean(judged.total),
+        rewards = {"mean": judged.total, **judged.values}
+        return {
+            **_means("reward", rewards),
+            **_means("held_out", judged.held_out),
             "reward/std": float(scored.std()) if len(scored) > 1 else 0.0,
             "group/std": float(whole.group_std.mean()),
             "group/dead": float(whole.dead.float().mean()),
             "unscored": float(episodes - len(scored)),
             "episodes": float(episodes),
         }
-        metrics |= {f"reward/{name}": _mean(value) for name, value in judged.values.items()}
-        return metrics | {f"held_out/{name}": _mean(value) for name, value in judged.held_out.items()}
 
     # -- gradients ---------------------------------------------------------------------------------
     def losses(self, batch: Batch, rows: Sequence[int], *, first: bool = True) -> Iterator[Tensor]:
@@ -354,16 +366,25 @@ class PolicyLearner:
         self.rewards.broken.update(state["rewards"])
 
 
+def _check_names(config: PolicyConfig, scenario: Scenario, rewards: RewardSet) -> None:
+    credited = {name for names in scenario.credit.values() for name in names}
+    if missing := sorted(credited - set(rewards.rewards)):
+        raise UserError(
+            f"the scenario credits a segment with reward {missing[0]!r}; add it to the rewards, which are"
+            f" {', '.join(rewards.rewards)}"
+        )
+
+
 def _replaced(tasks: Sequence[Task], dead: set[str], fresh: Sequence[Task]) -> list[Task]:
-    """``tasks`` with the dead ones replaced, in place, by fresh ones that are not there yet."""
-    there = {task.id for task in tasks}
-    spare = iter([task for task in fresh if task.id not in there])
+    """``tasks`` with the dead ones replaced, in place, by fresh ones as far as there are any."""
+    spare = iter(fresh)
     return [next(spare, task) if task.id in dead else task for task in tasks]
 
 
-def _mean(values: Tensor) -> float:
-    found = values[values.isfinite()]
-    return float(found.mean()) if len(found) else 0.0
+def _means(kind: str, values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Means of what was scored; where nothing was there is no row, for it is not 0."""
+    found = {name: value[value.isfinite()] for name, value in values.items()}
+    return {f"{kind}/{name}": float(value.mean()) for name, value in found.items() if len(value)}
 
 
 def _number(value: Tensor) -> float | None:

@@ -1,8 +1,8 @@
 """Progress on a terminal: one short line a step, with the time that is left."""
 
 import sys
-import time
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 # (metric, title, width, format): a column appears when the learner reports its metric
@@ -25,6 +25,7 @@ class Progress:
     def __init__(self, steps: int, *, every: int = 1, out: TextIO | None = sys.stdout) -> None:
         self.steps, self.every, self.out = steps, every, out
         self.shown = 0
+        self.columns: Sequence[tuple[str, str, int, str]] = ()
         self.recent: list[float] = []
 
     def say(self, text: str) -> None:
@@ -37,27 +38,42 @@ class Progress:
         self.recent = [*self.recent[-19:], metrics["seconds"]]
         if step % self.every and step != self.steps:
             return
-        columns = [c for c in COLUMNS if c[0] in metrics]
         if self.shown % 20 == 0:
-            titles = [f"{title:>{width}}" for _, title, width, _ in columns]
-            self.say(" ".join([f"{'step':>{self._step_width}}", " left ", *titles]))
+            self.columns = [c for c in COLUMNS if c[0] in metrics]
+            titles = [f"{title:>{width}}" for _, title, width, _ in self.columns]
+            self.say(" ".join([f"{'step':>{self._step_width}}", "   left", *titles]))
         self.shown += 1
-        cells = [f"{form.format(metrics[key]):>{width}}" for key, _, width, form in columns]
+        cells = [_cell(metrics.get(key), width, form) for key, _, width, form in self.columns]
         left = (self.steps - step) * sum(self.recent) / len(self.recent)
         counted = f"{step}/{self.steps}"
-        self.say(" ".join([f"{counted:>{self._step_width}}", f"{clock(left):>6}", *cells]))
+        self.say(" ".join([f"{counted:>{self._step_width}}", f"{clock(left):>7}", *cells]))
 
     @property
     def _step_width(self) -> int:
         return 2 * len(str(self.steps)) + 1
 
     def evaluated(self, name: str, summary: Mapping[str, Any]) -> None:
-        """The outcome of an evaluation, one line."""
-        parts = [f"{key} {value:.3f}" for key, value in summary.items() if isinstance(value, float)]
-        others = [f"{key} {value:.3f}" for key, value in summary.get("heldout", {}).items()]
-        self.say(f"  {name}: " + "  ".join([*parts, *others]))
+        """The outcome of an evaluation, wrapped between values."""
+        told = {k: v for k, v in summary.items() if isinstance(v, float)} | dict(summary.get("heldout", {}))
+        parts = [f"{key}\N{NO-BREAK SPACE}{value:.3f}" for key, value in told.items()]
+        lines = textwrap.wrap(f"{name}: " + "  ".join(parts), 78, subsequent_indent="  ")
+        self.say(textwrap.indent("\n".join(lines), "  ").replace("\N{NO-BREAK SPACE}", " "))
+
+
+def _cell(value: float | None, width: int, form: str) -> str:
+    """A number that is too wide for its column is told by its magnitude, so that no line wraps."""
+    if value is None:
+        return " " * (width - 1) + "-"
+    text = form.format(value)
+    return f"{text if len(text) <= width else f'{value:.0e}':>{width}}"
 
 
 def clock(seconds: float) -> str:
-    """``m:ss``, or ``h:mm:ss``."""
-    return time.strftime("%-M:%S" if seconds < 3600 else "%-H:%M:%S", time.gmtime(max(0.0, seconds)))
+    """``m:ss``, ``h:mm:ss``, and from ten hours on ``27h05m`` or ``4d 03h``."""
+    minutes, second = divmod(round(max(0.0, seconds)), 60)
+    hours, minute = divmod(minutes, 60)
+    if hours >= 100:
+        return f"{hours // 24}d {hours % 24:02d}h"
+    if hours >= 10:
+        return f"{hours}h{minute:02d}m"
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minutes}:{second:02d}"

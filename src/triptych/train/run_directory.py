@@ -8,7 +8,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -55,13 +56,14 @@ class RunDirectory:
         """Replace a file in one move, so a reader never sees half of it."""
         if self.writes:
             beside = self.path / f".{name}.part"
-            beside.write_text(json.dumps(value, indent=1, default=str))
-            os.replace(beside, self.path / name)
+            with _writing(self.path / name):
+                beside.write_text(json.dumps(value, indent=1, default=str))
+                os.replace(beside, self.path / name)
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add one JSON line."""
         if self.writes:
-            with (self.path / name).open("a") as file:
+            with _writing(self.path / name), (self.path / name).open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -88,13 +90,24 @@ class RunDirectory:
         if not self.writes:
             return
         folder = self.path / "samples" / name
-        folder.mkdir(parents=True, exist_ok=True)
         lines = []
-        for i, (picture, row) in enumerate(zip(pictures, rows, strict=True)):
-            file = f"{i:04d}.png"
-            Image.fromarray(picture.numpy()).save(folder / file)
-            lines.append(json.dumps({"file": file, **row}) + "\n")
-        (folder / "samples.jsonl").write_text("".join(lines))
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for i, (picture, row) in enumerate(zip(pictures, rows, strict=True)):
+                file = f"{i:04d}.png"
+                Image.fromarray(picture.numpy()).save(folder / file)
+                lines.append(json.dumps({"file": file, **row}) + "\n")
+            (folder / "samples.jsonl").write_text("".join(lines))
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """A disk that refuses is the user's to mend: a full one above all."""
+    try:
+        yield
+    except OSError as error:
+        cause = error.strerror or str(error)
+        raise UserError(f"cannot write {path}: {cause}; mend that, then add --resume to go on") from error
 
 
 def _step_of(line: str) -> int:

@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from triptych.errors import UserError
 from triptych.models.base import Example, UnifiedModel
 from triptych.train import distributed
 from triptych.train.loop import Gradient, JobConfig, autocast
 from triptych.trajectory import Picture
+
+KINDS = ("draw", "read")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +22,13 @@ class SupervisedConfig(JobConfig):
 
     batch: int = 192
     weights: Mapping[str, float] = field(default_factory=lambda: {"draw": 1.0, "read": 1.0})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch < 1:
+            raise UserError(f"batch must be at least 1, got {self.batch}")
+        if unknown := sorted(set(self.weights) - set(KINDS)):
+            raise UserError(f"weights names {unknown[0]!r}; the kinds of target are {', '.join(KINDS)}")
 
 
 class SupervisedLearner:
@@ -39,17 +49,16 @@ class SupervisedLearner:
     def _losses(self, examples: Sequence[Example]) -> Iterator[Tensor]:
         """Micro-batches of like targets; each kind's denominator counts the elements of the whole batch."""
         self.sums = {}
-        by_kind = {"draw": [], "read": []}  # type: dict[str, list[Example]]
-        for example in examples:
-            by_kind["read" if isinstance(example.target, str) else "draw"].append(example)
         size = self.config.micro_batch
-        for kind, rows in by_kind.items():
-            counts = [self.model.target_count(rows[i : i + size]) for i in range(0, len(rows), size)]
-            total = distributed.all_sum(torch.tensor(float(sum(counts)))).clamp(min=1)
+        for kind in KINDS:
+            rows = [e for e in examples if isinstance(e.target, str) == (kind == "read")]
+            total = float(distributed.all_sum(torch.tensor(float(self.model.target_count(rows)))))
+            if total:  # also where this process has none of them: metrics are summed over all processes
+                self.sums[kind] = torch.zeros(())
             for i in range(0, len(rows), size):
                 with autocast(self.config, self.model.device):
                     loss = self.model.supervised_loss(rows[i : i + size])[kind].total / total
-                self.sums[kind] = self.sums.get(kind, torch.zeros(())) + loss.detach().cpu()
+                self.sums[kind] += loss.detach().cpu()
                 yield loss * self.config.weights.get(kind, 1.0)
 
     def metrics(self) -> dict[str, float]:

@@ -1,0 +1,200 @@
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from triptych.errors import UserError
+from triptych.trajectory import (
+    Prompt,
+    Rollout,
+    Sample,
+    Sampling,
+    Segment,
+    Task,
+    TextSegment,
+    TokenImageSegment,
+    Turn,
+    load_segment,
+)
+
+
+def picture(seed: int) -> Tensor:
+    return torch.randint(0, 256, (4, 4, 3), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+
+
+def segment(
+    rows: int, width: int, seed: int = 0, kind: type[Segment] = TextSegment, **changed: object
+) -> Segment:
+    generator = torch.Generator().manual_seed(seed)
+    values: dict[str, object] = {
+        "name": "verdict",
+        "context": tuple(Prompt.of(f"row {i} of {seed}") for i in range(rows)),
+        "tokens": torch.randint(2**40, (rows, width), generator=generator),
+        "logp": -torch.rand(rows, width, generator=generator),
+        "mask": torch.rand(rows, width, generator=generator) < 0.7,
+        "sampling": Sampling(temperature=0.1 + 0.2, guidance=7.3, max_tokens=5),
+    }
+    return kind(**{**values, **changed})  # type: ignore[arg-type]
+
+
+def same(one: Segment, two: Segment) -> bool:
+    """Equal bit for bit, context and settings included."""
+    about = (type(one), one.name, one.sampling) == (type(two), two.name, two.sampling)
+    tensors = all(
+        a.dtype == b.dtype and torch.equal(a, b)
+        for a, b in zip(one.tensors().values(), two.tensors().values(), strict=True)
+    )
+    return about and tensors and same_context(one.context, two.context)
+
+
+def same_context(one: tuple[Prompt, ...], two: tuple[Prompt, ...]) -> bool:
+    def plain(prompts: tuple[Prompt, ...]) -> list[object]:
+        return [
+            [
+                (t.role, [p if isinstance(p, str) else (p.dtype, p.tolist()) for p in t.content])
+                for t in p.turns
+            ]
+            for p in prompts
+        ]
+
+    return plain(one) == plain(two)
+
+
+def test_rows_are_taken_in_the_given_order_from_every_field() -> None:
+    whole = segment(4, 3)
+    part = whole.rows([2, 0, 2])
+    assert [p.text for p in part.context] == ["row 2 of 0", "row 0 of 0", "row 2 of 0"]
+    for name in ("tokens", "logp", "mask"):
+        assert torch.equal(getattr(part, name), torch.stack([getattr(whole, name)[i] for i in (2, 0, 2)]))
+    assert len(part) == 3 and part.sampling == whole.sampling and part.name == whole.name
+
+
+def test_joined_segments_are_padded_on_the_right_with_nothing() -> None:
+    narrow, wide = segment(2, 3, seed=1), segment(1, 5, seed=2)
+    joined = Segment.cat([narrow, wide])
+    assert type(joined) is TextSegment and joined.tokens.shape == (3, 5)
+    for name in ("tokens", "logp", "mask"):
+        value = getattr(joined, name)
+        assert torch.equal(value[:2, :3], getattr(narrow, name)) and torch.equal(
+            value[2:], getattr(wide, name)
+        )
+        assert not value[:2, 3:].any() and value.dtype == getattr(wide, name).dtype
+    assert [p.text for p in joined.context] == ["row 0 of 1", "row 1 of 1", "row 0 of 2"]
+    assert same(joined.rows([2]), wide)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        segment(1, 3, name="second"),
+        segment(1, 3, sampling=Sampling(temperature=0.9)),
+        segment(1, 3, kind=TokenImageSegment),
+    ],
+    ids=["name", "settings", "kind"],
+)
+def test_segments_that_differ_are_not_joined(other: Segment) -> None:
+    with pytest.raises(ValueError, match=r"cannot join segment '\w+' to 'verdict'"):
+        Segment.cat([segment(1, 3), other])
+
+
+@pytest.mark.parametrize("kind", [TextSegment, TokenImageSegment])
+def test_saved_segments_come_back_bit_for_bit(kind: type[Segment], tmp_path: Path) -> None:
+    shared = picture(0)
+    view = torch.stack([picture(1), picture(2)]).permute(0, 2, 1, 3)[1]  # a view, and not contiguous
+    context = (
+        Prompt.of('Größe 🙂 \u2028 \\ "', shared),
+        Prompt((Turn(role="system", content=()), Turn(role="user", content=(shared, "", shared)))),
+        Prompt((Turn(role="assistant", content=("said",)), Turn(role="user", content=(view, "x")))),
+    )
+    written = segment(3, 4, context=context, kind=kind)
+    written.logp[0, 0] = -1.17549435e-38 / 2  # a subnormal number survives as well
+    written.save(tmp_path / "kept")
+    assert same(load_segment(tmp_path / "kept"), written)
+    changed = replace(written, context=(context[1], context[0], context[2]))
+    assert not same(load_segment(tmp_path / "kept"), changed)
+
+
+def test_a_dot_in_the_name_does_not_overwrite_another_segment(tmp_path: Path) -> None:
+    first, second = segment(1, 2, seed=1), segment(1, 2, seed=2)
+    first.save(tmp_path / "step_0.first")
+    second.save(tmp_path / "step_0.second")
+    assert same(load_segment(tmp_path / "step_0.first"), first)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked(TextSegment):
+    """A kind with a recorded tensor more."""
+
+    rank: Tensor
+
+
+def test_a_kind_with_more_tensors_slices_and_joins_them_too() -> None:
+    ranks = torch.arange(6).view(2, 3)
+    whole = Ranked(**vars(segment(2, 3)), rank=ranks)
+    assert torch.equal(whole.rows([1]).rank, ranks[1:])
+    assert torch.equal(Ranked.cat([whole.rows([1]), whole.rows([0])]).rank, ranks.flip(0))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"logp": torch.zeros(2, 4)}, r"verdict\.logp is \(2, 4\), expected \(2, 3\)"),
+        ({"mask": torch.ones(1, 3, dtype=torch.bool)}, r"verdict\.mask is \(1, 3\), expected \(2, 3\)"),
+        ({"tokens": torch.zeros(5, 3)}, r"verdict\.tokens has 5 rows, expected 2"),
+        (
+            {"logp": torch.zeros(2, 3).bfloat16()},
+            r"verdict\.logp is torch\.bfloat16, expected",
+        ),
+        ({"mask": torch.ones(2, 3)}, r"verdict\.mask is torch\.float32, expected torch\.bool"),
+    ],
+)
+def test_misshapen_records_are_refused(changed: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        segment(2, 3, **changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"temperature": -0.1}, "temperature must be 0 .greedy. or positive, got -0.1"),
+        ({"guidance": -1.0}, "guidance must be 0 or positive, got -1.0"),
+        ({"max_tokens": 0}, "max_tokens must be at least 1, got 0"),
+        ({"temperature": float("nan")}, "temperature must be 0 .greedy. or positive, got nan"),
+        ({"guidance": float("nan")}, "guidance must be 0 or positive, got nan"),
+        ({"temperature": float("inf")}, "temperature must be 0 .greedy. or positive, got inf"),
+    ],
+)
+def test_settings_that_make_no_policy_are_refused(changed: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Sampling(**changed)  # type: ignore[arg-type]
+
+
+def test_a_prompt_gives_its_text_and_pictures_in_reading_order() -> None:
+    one, two = picture(1), picture(2)
+    prompt = Prompt(
+        (Turn(role="user", content=("see", one, "and")), Turn(role="assistant", content=(two, "so")))
+    )
+    assert prompt.text == "see and so"
+    assert [p.tolist() for p in prompt.pictures] == [one.tolist(), two.tolist()]
+
+
+def rollout(rows: int, seed: int) -> Rollout:
+    tasks = [Task(id=f"t{seed}/{i}", prompt="") for i in range(rows)]
+    return Rollout(
+        groups=tuple(task.id for task in tasks),
+        segments={"a": segment(rows, 2 + seed, seed), "b": segment(rows, 3, seed, TokenImageSegment)},
+        samples=tuple(Sample(task=t, texts={}, pictures={}, completion=t.id) for t in tasks),
+    )
+
+
+def test_rollouts_are_sliced_and_joined_row_by_row_in_every_part() -> None:
+    joined = Rollout.cat([rollout(2, 0), rollout(3, 1)])
+    assert len(joined) == 5 and joined.segments["a"].tokens.shape == (5, 3)
+    assert type(joined.segments["b"]) is TokenImageSegment
+    part = joined.rows([3, 1])
+    assert part.groups == ("t1/1", "t0/1")
+    assert [s.completion for s in part.samples] == ["t1/1", "t0/1"]
+    assert [p.text for p in part.segments["b"].context] == ["row 1 of 1", "row 1 of 0"]
+    assert same(part.segments["a"].rows([0]), rollout(3, 1).segments["a"].rows([1]))
