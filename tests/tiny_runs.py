@@ -1,18 +1,18 @@
-"""Tiny jobs for the tests of training: tasks, rewards, a learner around a random Janus, and a toy for the loop.
+"""Tiny jobs for the tests of training: tasks, rewards, a learner around a random Janus, a toy for the loop.
 
 The toy has a weight vector and a gradient that is known in advance; it tells what the loop itself does.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import starter_janus
 from torch import Tensor, nn
 
+from tiny_models import starter_janus
 from triptych.evals.evaluation import Evaluation
 from triptych.models.base import UnifiedModel
 from triptych.recipes.base import Parts, Recipe
@@ -123,11 +123,15 @@ def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 def loop(
     learner: Any,
     path: Path,
-    evaluate: Callable[[UnifiedModel, int], Evaluation] = lambda model, step: Evaluation(summary={"score": 0.0}),
+    evaluate: Callable[[UnifiedModel, int], Evaluation] = lambda model, step: Evaluation(
+        summary={"score": 0.0}
+    ),
 ) -> Loop:
     """The loop around a learner, silent."""
     config = learner.config
-    return Loop(config, learner.model, learner, RunDirectory(path), evaluate, Progress(config.steps, out=None))
+    return Loop(
+        config, learner.model, learner, RunDirectory(path), evaluate, Progress(config.steps, out=None)
+    )
 
 
 # -- the toy -----------------------------------------------------------------------------------------
@@ -194,7 +198,10 @@ class ToyLearner:
 
 
 def toy_recipe(
-    slope: Callable[[int], Tensor] | None = None, name: str = "toy", scores: Sequence[float] = (), **settings: Any
+    slope: Callable[[int], Tensor] | None = None,
+    name: str = "toy",
+    scores: Sequence[float] = (),
+    **settings: Any,
 ) -> Recipe:
     """A recipe over the toy; evaluations score ``scores[step]`` where given, else the first weight."""
 
@@ -202,7 +209,7 @@ def toy_recipe(
         extra = {"slope": slope} if slope else {}
 
         def evaluate(model: UnifiedModel, step: int) -> Evaluation:
-            score = scores[step] if scores else float(model.network.w[0])
+            score = scores[step] if scores else float(model.network.w[0].detach())
             picture = torch.full((4, 4, 3), step, dtype=torch.uint8)
             return Evaluation(
                 summary={"score": score, "n": 7, "heldout": {"drift": step / 10}},
@@ -218,4 +225,3 @@ def toy_recipe(
 
 def silent(recipe: Recipe) -> Progress:
     return Progress(recipe.config.steps, out=None)
-

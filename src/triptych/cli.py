@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -20,7 +20,6 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
-    from triptych.models.base import UnifiedModel
     from triptych.recipes.base import Recipe
 
 PARSERS = ConstructorRegistry()
@@ -32,6 +31,7 @@ MESSAGES = (
     (r"Error parsing (\S+): could not convert string to float:", r"\1: expected a number, got"),
     (r"Error parsing (\S+):", r"\1:"),
     (r"invalid choice (\S+) for argument '(\S+)'\. Expected one of \((.*?),?\) ?\.", r"\2: \1 is none of \3"),
+    (r"Missing value for argument '(\S+)'\. Expected 1 values\.", r"\1: expected a value after it"),
     (r"Missing value for argument '(\S+)'\. Expected (.*?)\.", r"\1: expected \2 after it"),
     (r"Unrecognized options: (.*)", r"not understood: \1"),
 )
@@ -90,7 +90,7 @@ def _train(name: str, arguments: Sequence[str]) -> None:
 
 
 # -- reading arguments -----------------------------------------------------------------------------
-def _settings(recipe: "Recipe", arguments: Sequence[str]) -> tuple[Where, Any]:
+def _settings(recipe: "Recipe", arguments: Sequence[str], command: str = "train") -> tuple[Where, Any]:
     kind = type(recipe.config)
     both = dataclasses.make_dataclass(
         "Settings",
@@ -102,7 +102,7 @@ def _settings(recipe: "Recipe", arguments: Sequence[str]) -> tuple[Where, Any]:
     )
     both.__doc__ = f"{recipe.name}: {recipe.summary}."
     flags = [*_flags(Where), *_flags(kind, recipe.config)]
-    parsed = _parse(both, arguments, f"triptych train {recipe.name}", flags)
+    parsed = _parse(both, arguments, f"triptych {command} {recipe.name}", flags)
     return parsed.where, parsed.config
 
 
@@ -161,18 +161,27 @@ def _one_line(told: str, flags: Sequence[str], arguments: Sequence[str], program
     for argument in arguments:
         flag = argument.split("=")[0].replace("_", "-")
         if FLAG.fullmatch(flag) and flag not in known:
-            ends = [k for k in known if k.endswith("." + flag[2:])]
-            near = ends or get_close_matches(flag, known, n=1, cutoff=0.6)
-            hint = f"did you mean {near[0]}?" if near else f"`{program} --help` lists them"
+            near = _nearest(flag, known)
+            hint = f"did you mean {near}?" if near else f"`{program} --help` lists them"
             return f"no setting {flag}; {hint}"
     lines = [re.sub(r"[│╭╮╰╯─]+|-{5,}", " ", line).strip() for line in told.splitlines()]
     words = " ".join(line for line in lines if line and line not in TITLES)
     words = re.split(r"For full helptext|Argument helptext:", words)[0].strip()
-    if missing := re.findall(r"(\S+) \S+ \(required\)", words):
-        return f"{' and '.join(missing)} not given; `{program} --help` shows the order"
+    if words.startswith("Missing from"):
+        missing = [name for name in (flag.upper() for flag in flags) if re.search(rf"\b{name}\b", words)]
+        return f"not given: {', '.join(missing)}; see `{program} --help`"
     for pattern, better in MESSAGES:
         words = re.sub(pattern, better, words)
     return words or f"the arguments could not be read; see `{program} --help`"
+
+
+def _nearest(flag: str, known: Sequence[str]) -> str | None:
+    """The most similar name, or the one whose last part is most similar to the flag's."""
+    leaves = {name.removeprefix("--").rpartition(".")[2]: name for name in reversed(known)}
+    leaf = flag.removeprefix("--").rpartition(".")[2]
+    whole = get_close_matches(flag, known, n=1, cutoff=0.75)
+    part = [leaves[name] for name in get_close_matches(leaf, leaves, n=1)]
+    return next(iter(whole + part), None)
 
 
 def _flags(kind: Any, default: Any = None, prefix: str = "") -> list[str]:
@@ -183,30 +192,43 @@ def _flags(kind: Any, default: Any = None, prefix: str = "") -> list[str]:
         name = prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(value):
             flags += _flags(type(value), value, f"{name}.")
-        elif isinstance(value, bool) and value:
+        elif value is True:
             flags.append(f"{prefix}no-{field.name.replace('_', '-')}")
-        else:
+        elif not any(map(dataclasses.is_dataclass, get_args(field.type))):  # off, and not to be had by flags
             flags.append(name)
     return flags
 
 
 # -- using a model ---------------------------------------------------------------------------------
+def _at_least_one(asked: Any, *names: str) -> None:
+    for name in names:
+        if getattr(asked, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(asked, name)}")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Eval:
     """Score a model on held-out prompts by GenEval's official rule, and on questions about pictures."""
 
     model: Annotated[str, tyro.conf.Positional]
+    """A model folder, a run's folder, starters/NAME, or a hub name."""
     tasks: int = 360
-    """How many held-out prompts."""
+    """How many held-out prompts, and at most so many questions."""
     temperature: float = 1.0
+    """Of the policy that draws; 0 is greedy."""
     guidance: float = 1.0
+    """Of the policy that draws; 1 is off."""
     batch: int = 128
+    """How many rows the model handles at once."""
     save: Path | None = None
-    """Also write the drawings here."""
+    """Also write the drawings into this folder."""
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    """Score a model on held-out prompts."""
+    """Score a model on held-out prompts: triptych eval MODEL."""
+    asked = _parse(Eval, arguments, "triptych eval")
+    _at_least_one(asked, "tasks", "batch")
+
     from triptych.evals.table import print_table
     from triptych.models import load
     from triptych.recipes import shapes_world
@@ -214,10 +236,11 @@ def evaluate(arguments: Sequence[str]) -> None:
     from triptych.train.run_directory import RunDirectory
     from triptych.trajectory import Sampling
 
-    asked = _parse(Eval, arguments, "triptych eval")
     draw = Sampling(temperature=asked.temperature, guidance=asked.guidance)
+    model = load(asked.model)
+    model.require("draw")
     settings = RolloutSettings(draw=draw, batch=asked.batch)
-    found = shapes_world.evaluation(settings, asked.tasks)(load(asked.model), 0)
+    found = shapes_world.evaluation(settings, asked.tasks)(model, 0)
     print_table(found.summary)
     if asked.save:
         RunDirectory(asked.save).save_samples("eval", found.pictures, found.rows)
@@ -226,22 +249,33 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Draw:
-    """Draw a prompt and save a PNG."""
+    """Draw a prompt several times, side by side, and save a PNG."""
 
     model: Annotated[str, tyro.conf.Positional]
+    """A model folder, a run's folder, starters/NAME, or a hub name."""
     prompt: Annotated[str, tyro.conf.Positional]
+    """What to draw."""
     n: int = 4
-    """How many drawings, side by side."""
+    """How many drawings."""
     seed: int = 0
+    """Decides the draws."""
     temperature: float = 1.0
+    """Divides the logits; 0 is greedy."""
     guidance: float = 1.0
+    """How far to go from the unconditional policy to the prompt's and beyond; 1 is off."""
     out: Path = Path("drawing.png")
+    """Where to write them."""
     pixels: int = 256
     """Width of one drawing in the PNG; smaller ones are enlarged without smoothing."""
 
 
 def draw(arguments: Sequence[str]) -> None:
     """Draw a prompt: triptych draw MODEL "a photo of two red squares"."""
+    asked = _parse(Draw, arguments, "triptych draw")
+    _at_least_one(asked, "n", "pixels")
+    if asked.out.suffix.lower() != ".png":
+        raise UserError(f"--out {asked.out}: drawings are saved as .png")
+
     import torch
     from PIL import Image
 
@@ -249,11 +283,10 @@ def draw(arguments: Sequence[str]) -> None:
     from triptych.models.base import to_pictures
     from triptych.trajectory import NoiseKey, Prompt, Sampling
 
-    asked = _parse(Draw, arguments, "triptych draw")
+    sampling = Sampling(temperature=asked.temperature, guidance=asked.guidance)
     model = load(asked.model)
     model.require("draw")
     keys = [NoiseKey(asked.seed, 0, asked.prompt, i, "image") for i in range(asked.n)]
-    sampling = Sampling(temperature=asked.temperature, guidance=asked.guidance)
     drawn = to_pictures(
         model.decode(model.generate_image([Prompt.of(asked.prompt)] * asked.n, sampling, keys))
     )
@@ -267,28 +300,35 @@ def draw(arguments: Sequence[str]) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ask:
-    """Ask a question about a picture."""
+    """Ask a question about a picture; the answer is the most likely one, token by token."""
 
     model: Annotated[str, tyro.conf.Positional]
+    """A model folder, a run's folder, starters/NAME, or a hub name."""
     image: Annotated[Path, tyro.conf.Positional]
+    """The picture's file; any size."""
     question: Annotated[str, tyro.conf.Positional]
+    """What to ask."""
     max_tokens: int = 64
+    """Where to cut an answer that does not end."""
 
 
 def ask(arguments: Sequence[str]) -> None:
     """Ask about a picture: triptych ask MODEL IMAGE "What is ...?"."""
+    asked = _parse(Ask, arguments, "triptych ask")
+    _at_least_one(asked, "max_tokens")
+
     import numpy as np
     import torch
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     from triptych.models import load
     from triptych.trajectory import NoiseKey, Prompt, Sampling
 
-    asked = _parse(Ask, arguments, "triptych ask")
     try:
         picture = torch.from_numpy(np.array(Image.open(asked.image).convert("RGB")))
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"cannot read {asked.image} as a picture: {error}") from None
+    except OSError as error:
+        cause = error.strerror or "not a picture that can be read"
+        raise UserError(f"cannot read {asked.image} as a picture: {cause}") from None
     model = load(asked.model)
     model.require("read")
     sampling = Sampling(temperature=0, max_tokens=asked.max_tokens)
@@ -296,28 +336,47 @@ def ask(arguments: Sequence[str]) -> None:
     print(model.texts(answer)[0])
 
 
+# -- looking ---------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write report.html of a run, finished or not."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run's folder."""
+
+
 def report(arguments: Sequence[str]) -> None:
     """Write report.html of a run: triptych report runs/demo."""
+    asked = _parse(Report, arguments, "triptych report")
+
     from triptych.report import build_report
 
-    if len(arguments) != 1:
-        raise UserError("which run? e.g. triptych report runs/demo")
-    print(build_report(Path(arguments[0])))
+    print(build_report(asked.run))
 
 
 def doctor(arguments: Sequence[str]) -> None:
-    """Check the environment, the memory a recipe needs, and that scores equal recorded log-probabilities."""
+    """Check versions, memory and ratio 1: triptych doctor [RECIPE]."""
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else "demo"
+
+    from triptych.recipes import find
+
+    recipe = find(name)
+    _, config = _settings(recipe, arguments[arguments[:1] == [name] :], "doctor")
+
     from triptych import doctor as room
 
-    room.main(arguments[0] if arguments else None)
+    room.main(dataclasses.replace(recipe, config=config))
 
 
 def list_recipes(arguments: Sequence[str]) -> None:
     """List the recipes."""
-    from triptych.recipes import recipes
+    if arguments:
+        raise UserError(f"not understood: {arguments[0]}; `triptych recipes` takes nothing more")
 
-    for name, make in recipes().items():
-        print(f"{name:<18} {make().summary}")
+    from triptych.recipes import SUMMARIES
+
+    for name, summary in SUMMARIES.items():
+        print(f"{name:<18} {summary}")
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -330,6 +389,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "doctor": doctor,
     "recipes": list_recipes,
 }
+REFUSED = (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -338,23 +398,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not given or given[0] in ("-h", "--help"):
         print("triptych: RL post-training for models that read, draw and edit\n")
         for name, command in COMMANDS.items():
-            print(f"  {name:<9} {str(command.__doc__).splitlines()[0]}")
+            print(f"  {name:<8} {str(command.__doc__).splitlines()[0]}")
         print("\ntriptych COMMAND --help tells more")
         return
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
-        if given[0] not in COMMANDS:
-            near = get_close_matches(given[0], COMMANDS, n=1)
-            raise UserError(
-                f"no command {given[0]!r}; " + (f"did you mean {near[0]}?" if near else "see --help")
-            )
-        COMMANDS[given[0]](given[1:])
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+            _command(given[0])(given[1:])
     except UserError as error:
         print(f"triptych: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except REFUSED as error:
+        print(f"triptych: cannot use {error.filename}: {error.strerror}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("triptych: stopped at once; the last checkpoint is whole, --resume goes on", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _command(name: str) -> Callable[[Sequence[str]], None]:
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        raise UserError(f"no command {name!r}; {hint}")
+    return COMMANDS[name]
 
 
 if __name__ == "__main__":

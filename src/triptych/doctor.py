@@ -4,13 +4,13 @@ import resource
 import sys
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from triptych.models import load
 from triptych.models.base import UnifiedModel
-from triptych.recipes import find
 from triptych.recipes.base import Recipe
 from triptych.train.policy import PolicyConfig
 from triptych.train.run_directory import versions
@@ -25,14 +25,15 @@ PROMPTS = (
 GIB = 2**30
 
 
-def main(recipe_name: str | None) -> None:
-    """Print the check-up of a recipe (default: demo); raises nothing, says what is wrong."""
+def main(recipe: Recipe) -> None:
+    """Print the check-up of a recipe with its model; what is wrong is said, not raised."""
     console = Console(highlight=False)
-    recipe = find(recipe_name or "demo")
     for name, number in versions().items():
         console.print(f"{name:<13} {number}")
     console.print(f"{'device':<13} {_device()}\n")
-    model = (recipe.build(recipe.config).model or (lambda: load(recipe.config.model)))()
+    policy = isinstance(recipe.config, PolicyConfig)
+    make = None if policy else recipe.build(recipe.config).model
+    model = make() if make else load(recipe.config.model)
     _memory(console, recipe, model)
     if isinstance(recipe.config, PolicyConfig) and "draw" in model.can:
         _ratios(console, model, recipe.config)
@@ -57,11 +58,12 @@ def _memory(console: Console, recipe: Recipe, model: UnifiedModel) -> None:
         "reference": 4 * weights if _keeps_reference(recipe) and config.lora is None else 0,
     }
     console.print(f"{recipe.name}: {weights / 1e6:.1f}M parameters; memory before activations")
-    for name, size in copies.items():
-        console.print(f"  {name:<18} {size / GIB:8.2f} GiB")
-    console.print(f"  {'together':<18} {sum(copies.values()) / GIB:8.2f} GiB")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    console.print(f"  {'this process now':<18} {peak / GIB:8.2f} GiB\n")
+    rows = {**copies, "together": sum(copies.values()), "this process now": peak}
+    for name, size in rows.items():
+        amount = f"{size / GIB:8.1f} GiB" if size >= GIB else f"{size / 2**20:8.1f} MiB"
+        console.print(f"  {name:<18} {amount}")
+    console.print()
 
 
 def _keeps_reference(recipe: Recipe) -> bool:
@@ -80,7 +82,7 @@ def ratio_errors(model: UnifiedModel, guidance: float, temperature: float = 1.0)
 
 
 def _ratios(console: Console, model: UnifiedModel, config: PolicyConfig) -> None:
-    table = Table(title="largest |score - recorded log-prob|, by position", title_justify="left")
+    table = Table(title="largest |score - recorded log-prob|, by position", box=SIMPLE_HEAD)
     errors = {g: ratio_errors(model, g).amax(0) for g in (1.0, 3.0, 5.0)}
     quarters = [f"{int(p[0])}-{int(p[-1])}" for p in torch.arange(len(errors[1.0])).chunk(4)]
     for title in ("guidance", *quarters):
@@ -88,14 +90,10 @@ def _ratios(console: Console, model: UnifiedModel, config: PolicyConfig) -> None
     for guidance, error in errors.items():
         table.add_row(f"{guidance:g}", *(f"{float(part.max()):.1e}" for part in error.chunk(4)))
     console.print(table)
-    worst, clip = (
-        max(float(e.max()) for e in errors.values()),
-        min(config.loss.clip_low, config.loss.clip_high),
-    )
-    allowed = config.ratio_tolerance
-    console.print(
-        f"ratio 1: {'holds' if worst <= allowed else 'BROKEN'} (worst {worst:.1e}, allowed {allowed:.0e})"
-    )
+    worst = max(float(error.max()) for error in errors.values())
+    holds = "holds" if worst <= config.ratio_tolerance else "BROKEN"
+    console.print(f"ratio 1 {holds}: at worst {worst:.1e}, allowed {config.ratio_tolerance:.0e}")
     if config.loss.objective == "clip":
+        clip = min(config.loss.clip_low, config.loss.clip_high)
         above = "above" if clip > 10 * worst else "NOT ABOVE"
-        console.print(f"clip range {clip:g} is {above} ten times the noise floor")
+        console.print(f"clip range {clip:g} is {above} ten times that")

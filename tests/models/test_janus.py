@@ -93,7 +93,7 @@ def test_a_hidden_state_at_the_token_instead_of_before_it_is_seen(monkeypatch: p
     model = starter_janus()
     segment = generate(model, "image", mixed_prompts(), Sampling(guidance=3.0))
     before = model._hidden
-    monkeypatch.setattr(model, "_hidden", lambda s: before(s).roll(-1, dims=1))
+    monkeypatch.setattr(model, "_hidden", lambda *args: before(*args).roll(-1, dims=1))
     assert score_gap(model, segment) > 0.1
 
 
@@ -357,8 +357,8 @@ def codec_with(vectors: Tensor, latent: Tensor) -> VQCodec:
 
 def test_ids_are_found_by_direction_where_transformers_compares_lengths() -> None:
     vectors = 0.01 * torch.eye(8)[:CODES]  # short ones, in six directions
-    vectors[4] = torch.eye(8)[4] * 5  # right direction, but long
-    vectors[2] = 0.2 * (torch.eye(8)[4] + 0.5 * torch.eye(8)[2])  # near in space, askew
+    vectors[4] = 0.05 * torch.eye(8)[4]  # the right direction, but short
+    vectors[2] = 0.2 * (torch.eye(8)[4] + 0.5 * torch.eye(8)[2])  # nearer in space, and longer, but askew
     codec = codec_with(vectors, latent=0.3 * torch.eye(8)[4])
     images = torch.rand(2, 3, SIDE, SIDE)
     assert codec.encode(images).tolist() == [[4] * 4] * 2

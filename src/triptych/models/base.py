@@ -48,10 +48,14 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One supervised pair: a prompt, and what should follow: text, or a picture to draw."""
+    """One supervised pair: a prompt, and what should follow: text, or a picture to draw.
+
+    ``unconditional`` hides the prompt the way guidance does: so a drawing model learns to be guided.
+    """
 
     prompt: Prompt
     target: str | Picture
+    unconditional: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,8 @@ class UnifiedModel(nn.Module, ABC):
             raise UserError(f"{self.name} cannot score {sorted(unknown)}; it gives logp, entropy and kl")
         if segment.sampling.temperature == 0:
             raise UserError(f"segment {segment.name!r} was drawn greedily: it has no probabilities to score")
+        if reference and "kl" in need:
+            raise UserError("a kl of the reference to itself is asked for: score it with the policy")
         if not reference:
             result: Scores = self(segment, need)
             return result

@@ -28,6 +28,7 @@ from triptych.kernels.noise import uniforms
 from triptych.models import causal
 from triptych.models.base import Codec, Example, LossSum, Scores, UnifiedModel, from_pictures
 from triptych.models.lora import adapters, open_adapter, save_adapter
+from triptych.models.packed import packed
 from triptych.models.patch_codec import PatchCodec
 from triptych.models.quiet import quiet
 from triptych.trajectory import (
@@ -142,12 +143,19 @@ class JanusModel(UnifiedModel):
         stays = (ids == self.tokenizer.bos_token_id) | (ids == self.begin_image)
         return torch.where(stays, ids, int(self.tokenizer.pad_token_id or 0))
 
-    def _context(self, prompts: Sequence[Prompt], draw: bool, guidance: float = 1.0) -> _Context:
+    def _context(
+        self, prompts: Sequence[Prompt], draw: bool, guidance: float = 1.0, blank: Tensor | None = None
+    ) -> _Context:
+        """With guidance, every row once more without its prompt; rows in ``blank [B]`` never have it."""
         ids, valid = self._ids(prompts, draw)
         embeds = self._with_pictures(ids, prompts)
-        if guidance == 1:
+        if guidance == 1 and blank is None:
             return _Context(embeds, valid)
         uncond = self.network.get_input_embeddings()(self._without_condition(ids))
+        if blank is not None:
+            embeds = torch.where(blank[:, None, None], uncond, embeds)
+        if guidance == 1:
+            return _Context(embeds, valid)
         return _Context(torch.cat([embeds, uncond]), torch.cat([valid, valid]))
 
     def _with_pictures(self, ids: Tensor, prompts: Sequence[Prompt]) -> Tensor:
@@ -195,16 +203,18 @@ class JanusModel(UnifiedModel):
         if sampling.guidance != 1:
             raise UserError(f"janus writes text without guidance; got guidance {sampling.guidance}")
         context = self._context(prompts, draw=False)
-        written = causal.autoregress(
-            self.network.model.language_model,
-            context.embeds,
-            context.valid,
-            uniforms(keys, sampling.max_tokens).to(self.device),
-            sampling,
-            head=self.network.lm_head,
-            embed=self._embed_words,
-            end=self.end,
-        )
+        core, head = self.network.model, self.network.lm_head
+        with packed(core.language_model, head, rows=len(prompts)):
+            written = causal.autoregress(
+                core.language_model,
+                context.embeds,
+                context.valid,
+                uniforms(keys, sampling.max_tokens).to(self.device),
+                sampling,
+                head=head,
+                embed=self._embed_words,
+                end=self.end,
+            )
         return TextSegment(name=keys[0].segment, context=tuple(prompts), sampling=sampling, **vars(written))
 
     @torch.no_grad()
@@ -213,24 +223,27 @@ class JanusModel(UnifiedModel):
     ) -> TokenImageSegment:
         """Draw pictures: ``tokens [B, N]`` in raster order."""
         context = self._context(prompts, draw=True, guidance=sampling.guidance)
-        drawn = causal.autoregress(
-            self.network.model.language_model,
-            context.embeds,
-            context.valid,
-            uniforms(keys, self.draw_tokens).to(self.device),
-            sampling,
-            head=self.network.model.generation_head,
-            embed=self._embed_codes,
-        )
+        core = self.network.model
+        parts = (core.language_model, core.generation_head, core.generation_aligner)
+        with packed(*parts, rows=len(context.embeds)):
+            drawn = causal.autoregress(
+                core.language_model,
+                context.embeds,
+                context.valid,
+                uniforms(keys, self.draw_tokens).to(self.device),
+                sampling,
+                head=core.generation_head,
+                embed=self._embed_codes,
+            )
         return TokenImageSegment(
             name=keys[0].segment, context=tuple(prompts), sampling=sampling, **vars(drawn)
         )
 
     # -- scoring -----------------------------------------------------------------------------------
-    def _hidden(self, segment: Segment) -> Tensor:
+    def _hidden(self, segment: Segment, blank: Tensor | None = None) -> Tensor:
         """Hidden states that predict the actions, ``[B or 2B, A, D]``: each one *before* its token."""
         draw = isinstance(segment, TokenImageSegment)
-        context = self._context(segment.context, draw, segment.sampling.guidance)
+        context = self._context(segment.context, draw, segment.sampling.guidance, blank)
         embed = self._embed_codes if draw else self._embed_words
         actions = embed(segment.tokens.to(self.device))[:, :-1]
         branches = context.embeds.shape[0] // len(segment)
@@ -241,15 +254,17 @@ class JanusModel(UnifiedModel):
         hidden = causal.teacher_forced(lm, embeds, valid, recompute=self.recompute)
         return hidden[:, context.valid.shape[1] - 1 :]
 
-    def forward(self, segment: Segment, need: frozenset[str], reference: bool = False) -> Scores:
-        """See :meth:`UnifiedModel.score`."""
+    def forward(
+        self, segment: Segment, need: frozenset[str], reference: bool = False, blank: Tensor | None = None
+    ) -> Scores:
+        """See :meth:`UnifiedModel.score`. Rows in ``blank [B]`` are scored without their prompt."""
         draw = isinstance(segment, TokenImageSegment)
         other = None
         if "kl" in need:
             with self.reference():
                 other = (self._hidden(segment), self._reference_head(draw))
         scores = kernel.score_hidden(
-            self._hidden(segment),
+            self._hidden(segment, blank),
             self._head(draw),
             segment.tokens.to(self.device),
             segment.sampling.temperature,
@@ -285,15 +300,13 @@ class JanusModel(UnifiedModel):
 
     # -- learning ----------------------------------------------------------------------------------
     def supervised_loss(self, examples: Sequence[Example]) -> dict[str, LossSum]:
-        """Next-token cross-entropy on drawn codes ("draw") and on answers with their end token ("read").
-
-        An example whose prompt is empty trains the unconditional row.
-        """
+        """Next-token cross-entropy on drawn codes ("draw") and on answers with their end token ("read")."""
         losses = {}
         draws = [e for e in examples if isinstance(e.target, Tensor)]
         reads = [e for e in examples if isinstance(e.target, str)]
         if draws:
-            losses["draw"] = self._loss(self._drawn(draws))
+            blank = torch.tensor([e.unconditional for e in draws], device=self.device)
+            losses["draw"] = self._loss(self._drawn(draws), blank)
         if reads:
             losses["read"] = self._loss(self._answered(reads))
         return losses
@@ -331,8 +344,8 @@ class JanusModel(UnifiedModel):
             "sampling": Sampling(),
         }
 
-    def _loss(self, segment: Segment) -> LossSum:
-        logp = self(segment, frozenset({"logp"})).logp
+    def _loss(self, segment: Segment, blank: Tensor | None = None) -> LossSum:
+        logp = self(segment, frozenset({"logp"}), blank=blank).logp
         return LossSum(-(logp * segment.mask).sum(), segment.mask.sum())
 
     # -- files -------------------------------------------------------------------------------------

@@ -70,14 +70,19 @@ def save_adapter(network: Any, folder: Path) -> None:
 
 def load_adapter(network: Any, folder: Path) -> None:
     """Read what :func:`save_adapter` wrote into a network that has the same adapters."""
-    from peft import set_peft_model_state_dict
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
 
     tensors = load_file(folder / "adapter_model.safetensors")
     tensors = {name.removeprefix("base_model.model."): value for name, value in tensors.items()}
-    found = set_peft_model_state_dict(network, tensors)
-    if found.unexpected_keys:
-        raise UserError(f"{folder}: the adapter does not fit this model: {found.unexpected_keys[0]}")
+    expected = get_peft_model_state_dict(network)
+    wrong = [f"missing {name}" for name in expected if name not in tensors]
+    wrong += [f"unknown {name}" for name in tensors if name not in expected]
+    shared = expected.keys() & tensors.keys()
+    wrong += [f"misshapen {name}" for name in shared if tensors[name].shape != expected[name].shape]
+    if wrong:
+        raise UserError(f"{folder}: the adapter does not fit this model: {', '.join(wrong[:3])}")
+    set_peft_model_state_dict(network, tensors)
 
 
 def open_adapter(network: Any, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What can be trained by name. A recipe is made when it is asked for, never at import: listing needs no torch."""
+"""What can be trained by name. A recipe is made when it is asked for; listing them needs no torch."""
 
 from collections.abc import Callable
 from difflib import get_close_matches

@@ -64,9 +64,11 @@ def train(
     path, config = Path(run), recipe.config
     world = distributed.setup()
     try:
-        _prepare(path, recipe, resume, overwrite)
+        _check_folder(path, recipe, resume, overwrite)
         parts = recipe.build(config)
         model = prepare_model(parts.model() if parts.model else load(config.model), config, world.device)
+        if overwrite and not resume and world.is_main and (path / "config.json").exists():
+            shutil.rmtree(path)  # not before all else is known to be there: a wrong setting costs no run
         sinks = make_sinks(config.sinks, path) if world.is_main else []
         directory = RunDirectory(path, writes=world.is_main, sinks=sinks)
         last = files.latest_checkpoint(directory.checkpoints) if resume else None
@@ -104,7 +106,7 @@ def prepare_model(model: UnifiedModel, config: JobConfig, device: torch.device) 
     return model
 
 
-def _prepare(path: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
+def _check_folder(path: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
     config_file = path / "config.json"
     before = json.loads(config_file.read_text()) if config_file.exists() else None
     distributed.barrier()  # every process has looked before one removes or writes
@@ -118,8 +120,6 @@ def _prepare(path: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
         raise UserError(
             f"{path} already holds a run: add --resume to go on, --overwrite, or choose another --run"
         )
-    if not resume and distributed.rank_and_size()[0] == 0:
-        shutil.rmtree(path)
 
 
 def _summarise(path: Path, recipe: Recipe, loop: Loop) -> None:

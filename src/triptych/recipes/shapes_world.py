@@ -75,8 +75,11 @@ def examples(batch: int, read_share: float, seed: int) -> Callable[[int], Sequen
 
 def _draw(rng: np.random.Generator) -> Example:
     metadata = train_prompt(rng)
-    text = "" if rng.random() < UNCONDITIONAL else str(metadata["prompt"])
-    return Example(prompt=Prompt.of(text), target=picture_of(sample_scene(metadata, rng)))
+    return Example(
+        prompt=Prompt.of(str(metadata["prompt"])),
+        target=picture_of(sample_scene(metadata, rng)),
+        unconditional=bool(rng.random() < UNCONDITIONAL),
+    )
 
 
 def _read(rng: np.random.Generator) -> Example:

@@ -3,7 +3,7 @@
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 # (metric, title, width, format): a column appears when the learner reports its metric
 COLUMNS = (
@@ -20,10 +20,16 @@ COLUMNS = (
 
 
 class Progress:
-    """Tells what happens; ``every`` thins the lines out, ``out=None`` is silent."""
+    """Tells what happens; ``every`` thins the lines out, ``out=None`` is silent.
 
-    def __init__(self, steps: int, *, every: int = 1, out: TextIO | None = sys.stdout) -> None:
-        self.steps, self.every, self.out = steps, every, out
+    Standard output is looked up when a run starts, so that one who redirects it is heeded.
+    """
+
+    def __init__(
+        self, steps: int, *, every: int = 1, out: TextIO | Literal["stdout"] | None = "stdout"
+    ) -> None:
+        self.steps, self.every = steps, every
+        self.out = sys.stdout if out == "stdout" else out
         self.shown = 0
         self.columns: Sequence[tuple[str, str, int, str]] = ()
         self.recent: list[float] = []
@@ -50,7 +56,7 @@ class Progress:
 
     @property
     def _step_width(self) -> int:
-        return 2 * len(str(self.steps)) + 1
+        return max(len("step"), 2 * len(str(self.steps)) + 1)
 
     def evaluated(self, name: str, summary: Mapping[str, Any]) -> None:
         """The outcome of an evaluation, wrapped between values."""
@@ -69,11 +75,11 @@ def _cell(value: float | None, width: int, form: str) -> str:
 
 
 def clock(seconds: float) -> str:
-    """``m:ss``, ``h:mm:ss``, and from ten hours on ``27h05m`` or ``4d 03h``."""
+    """``m:ss``, ``h:mm:ss``, and from ten hours on ``27h05m`` or ``4d03h``."""
     minutes, second = divmod(round(max(0.0, seconds)), 60)
     hours, minute = divmod(minutes, 60)
     if hours >= 100:
-        return f"{hours // 24}d {hours % 24:02d}h"
+        return f"{hours // 24}d{hours % 24:02d}h"
     if hours >= 10:
         return f"{hours}h{minute:02d}m"
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minutes}:{second:02d}"
