@@ -1,8 +1,8 @@
 """Reading the documentation as programs: what a page shows is what the tests run.
 
-A fenced block says by its first line what it is: ``bash`` is run line by line, ``python`` is run in one namespace
-for the page, any language with ``file=NAME`` is written to that file; ``sh`` (needs a bare machine or a cluster)
-and ``text`` (output) are shown only. `triptych` lines run in this process: starting one costs seconds.
+A fenced block says by its first line what it is: ``bash`` is run line by line, ``python`` in one namespace a
+page, any language with ``file=NAME`` is written to that file; ``sh`` (needs a bare machine or a cluster) and
+``text`` (output) are shown only. `triptych` lines run in this process, for starting one costs seconds.
 """
 
 import re
@@ -22,7 +22,7 @@ FENCE = re.compile(r"^```(\w+)(?: file=(\S+))?\n(.*?)^```$", re.MULTILINE | re.D
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, the file that it is the content of, its text, and its line in the page."""
+    """A fenced block: its language, the file whose content it is, its text, and its line in the page."""
 
     language: str
     file: str | None
@@ -73,7 +73,7 @@ def run_line(line: str) -> None:
 
 
 def put_starter(folder: Path) -> None:
-    """Where the repository has no starter yet, a random one of the same class, vocabulary and picture size."""
+    """Where the repository has no starter yet: a random one of the same class, words and picture size."""
     if (starters_folder() / "janus").exists():
         return
     from triptych.models.patch_codec import fit

@@ -116,7 +116,7 @@ def _weights(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Mapping[str, f
         try:
             return {name: float(number) for name, number in zip(words[::2], words[1::2], strict=True)}
         except ValueError:
-            raise ValueError(f"expected a name and a number in turn, got {' '.join(words)!r}") from None
+            raise ValueError(f"expected names and numbers in turn, got {' '.join(words)!r}") from None
 
     return PrimitiveConstructorSpec(
         nargs="*",
@@ -208,7 +208,7 @@ def _at_least_one(asked: Any, *names: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Eval:
-    """Score a model on held-out prompts by GenEval's official rule, and on questions about pictures."""
+    """Score a model on held-out prompts by GenEval's official rule."""
 
     model: Annotated[str, tyro.conf.Positional]
     """A model folder, a run's folder, starters/NAME, or a hub name."""
@@ -300,7 +300,7 @@ def draw(arguments: Sequence[str]) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ask:
-    """Ask a question about a picture; the answer is the most likely one, token by token."""
+    """Ask a question about a picture; the answer is read greedily."""
 
     model: Annotated[str, tyro.conf.Positional]
     """A model folder, a run's folder, starters/NAME, or a hub name."""

@@ -5,8 +5,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from pages import PAGES, ROOT, Block, blocks, commands
 
+from pages import PAGES, ROOT, Block, blocks, commands
 from triptych import cli
 from triptych.recipes import find
 

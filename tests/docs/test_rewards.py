@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from pages import ROOT, put_starter, run_page
 
 

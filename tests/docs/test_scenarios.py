@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from pages import ROOT, blocks, put_starter, run_page
 
+from pages import ROOT, blocks, put_starter, run_page
 from triptych.train import policy
 
 PAGE = ROOT / "docs" / "scenarios.md"

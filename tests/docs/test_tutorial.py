@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from pages import ROOT, put_starter, run_page
 
 
@@ -32,7 +33,6 @@ def test_the_error_messages_that_the_tutorial_quotes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from pages import blocks
-
     from triptych import cli
 
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -147,7 +148,7 @@ def wrong_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def hidden_states_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     right = JanusModel._hidden
-    monkeypatch.setattr(JanusModel, "_hidden", lambda self, segment: right(self, segment).roll(1, dims=1))
+    monkeypatch.setattr(JanusModel, "_hidden", lambda self, *rest: right(self, *rest).roll(1, dims=1))
 
 
 def guidance_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +183,16 @@ def test_a_check_of_nothing_is_a_failed_check(
     with pytest.raises(UserError, match="no action of the first rollout could be checked"):
         loop(made, tmp_path).run()
     assert equal(weights(made.model), before)
+
+
+def test_a_clip_range_below_the_noise_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong_temperature(monkeypatch)  # the noise, here as large as a percent
+    settings: dict[str, Any] = {"steps": 1, "ratio_tolerance": 1.0}
+    with pytest.warns(UserWarning, match=r"\d+% of actions are clipped before the first update"):
+        loop(learner(**settings, loss=PolicyLossConfig(clip_low=1e-4, clip_high=1e-4)), tmp_path / "a").run()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loop(learner(**settings), tmp_path / "b").run()
 
 
 @pytest.mark.parametrize("scenario", [None, WriteThenDraw()], ids=["draw", "write and draw"])

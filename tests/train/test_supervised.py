@@ -59,9 +59,8 @@ def test_loss_is_the_mean_over_all_tokens_of_a_kind() -> None:
 
 
 def test_weights_scale_each_kind() -> None:
-    draw, read = (
-        gradient(made([e for e in EXAMPLES if isinstance(e.target, kind)])) for kind in (Tensor, str)
-    )
+    kinds = ([e for e in EXAMPLES if isinstance(e.target, kind)] for kind in (Tensor, str))
+    draw, read = (gradient(made(examples)) for examples in kinds)
     both = gradient(made(weights={"draw": 0.5, "read": 2.0}))
     assert draw.norm() > 1e-3 and read.norm() > 1e-3
     assert distance(both, 0.5 * draw + 2.0 * read) <= 1e-5

@@ -24,10 +24,14 @@ from triptych.train.supervised import SupervisedConfig, SupervisedLearner
 
 @dataclass(frozen=True, kw_only=True)
 class StarterConfig(SupervisedConfig):
-    """Supervised training from nothing: ``read_share`` of each batch are questions, the rest drawings."""
+    """Supervised training from nothing: ``read_share`` of each batch are questions, the rest drawings.
+
+    ``folder`` is where the starter is written; empty means its place among Triptych's own.
+    """
 
     sizes: TinyJanus = TinyJanus()
     read_share: float = 0.5
+    folder: str = ""
 
 
 def janus() -> Recipe:
@@ -68,7 +72,7 @@ def _publish(run: Path, config: StarterConfig) -> None:
     """Round the weights to bf16 (these ARE the starter), score that, and write folder and card."""
     model = load(run)
     model.network.to(torch.bfloat16)
-    folder = starters_folder() / model.name
+    folder = Path(config.folder) if config.folder else starters_folder() / model.name
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder)
     evaluate = shapes_world.evaluation(RolloutSettings(), config.evaluate_tasks)

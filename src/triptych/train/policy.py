@@ -5,6 +5,7 @@ kind of actions they hold.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -28,6 +29,9 @@ from triptych.train import distributed
 from triptych.train.loop import Gradient, JobConfig
 from triptych.train.tasks import TaskStream
 from triptych.trajectory import Picture, Rollout, Sample, Segment, Task
+
+NOISE_CLIPPED = 0.01
+"""Share of actions that the first pass may clip, where every ratio should be 1, without a warning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,6 +320,12 @@ class PolicyLearner:
                 f"scores differ from the recorded log-probabilities by {found.ratio_error:.1e} (allowed:"
                 f" {self.config.ratio_tolerance:.0e}); training would follow a wrong gradient."
                 " `triptych doctor` shows where"
+            )
+        if (clipped := found.means()["clip_fraction"]) > NOISE_CLIPPED:
+            warnings.warn(
+                f"{clipped:.0%} of actions are clipped before the first update: the clip range lies within"
+                " the noise of scoring; widen loss.clip_low and loss.clip_high",
+                stacklevel=2,
             )
         self.checked = True
 

@@ -1,0 +1,136 @@
+"""Every shipped recipe is built and takes a step on a tiny model: none of them is a dead letter."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tiny_models import public_janus
+from triptych.errors import UserError
+from triptych.models import load, starters_folder
+from triptych.models.tiny import TinyJanus, tiny_janus
+from triptych.recipes import SUMMARIES, find, recipes, shapes_world
+from triptych.recipes.base import Recipe, train, with_settings
+from triptych.train.optimizer import OptimizerConfig
+from triptych.train.progress import Progress
+
+TINY = TinyJanus(width=16, layers=1, heads=2, hidden=24, vision_width=16, vision_layers=1, codes=32)
+QUICK: dict[str, Any] = {"steps": 1, "evaluate_tasks": 6}
+STEPPED = {"demo", "janus", "janus.lora", "starters.janus"}
+
+
+@pytest.fixture
+def few_scenes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A patch dictionary from 200 scenes in place of thousands, forgotten afterwards."""
+    monkeypatch.setattr(shapes_world, "CODEC_SCENES", 200)
+    shapes_world.codec.cache_clear()
+    yield
+    shapes_world.codec.cache_clear()
+
+
+def run(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Train silently; the one step's metrics and the summary."""
+    train(recipe, folder, progress=Progress(recipe.config.steps, out=None))
+    [step] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {**json.loads((folder / "summary.json").read_text()), "metrics": step}
+
+
+def learned(recipe: Recipe, folder: Path) -> bool:
+    """Whether any tensor of the checkpoint is not what the run started from."""
+    before = load(recipe.config.model).network.state_dict()
+    after = load(folder).network.state_dict()
+    return any(not torch.equal(after[name], value) for name, value in before.items() if name in after)
+
+
+def test_every_recipe_has_its_name_and_is_stepped_here() -> None:
+    assert recipes().keys() == SUMMARIES.keys() == STEPPED
+    for name in recipes():
+        made = find(name)
+        assert (made.name, made.summary) == (name, SUMMARIES[name])
+    with pytest.raises(UserError, match="no recipe called 'januss'; did you mean janus"):
+        find("januss")
+
+
+def test_demo(tmp_path: Path, few_scenes: None) -> None:
+    start = tmp_path / "start"
+    tiny_janus(shapes_world.words(), TINY, shapes_world.codec(TINY.codes)).save_pretrained(start)
+    rewards = {"geneval": 1.0, "background": 0.5}  # a random model gets nothing from the first
+    made = with_settings(find("demo"), model=str(start), prompts=3, group=3, rewards=rewards, **QUICK)
+    found = run(made, tmp_path / "run")
+    assert found["metrics"]["episodes"] == 9 and found["metrics"]["ratio_error"] <= 1e-5
+    assert found["n_prompts"] == 6
+    assert set(found["heldout_after"]) == {"diversity", "background_drift", "understanding"}
+    assert learned(made, tmp_path / "run")
+    pictures = list((tmp_path / "run" / "samples" / "step_000001").glob("*.png"))
+    assert len(pictures) == 9
+
+
+REWARD = """
+    def bright(prompts, completions, tag, **columns):
+        assert len(prompts) == len(completions) == len(tag)
+        return [sum(image.convert("L").tobytes()) / 255 for image in completions]
+"""
+
+
+@pytest.mark.parametrize("name", ["janus", "janus.lora"])
+def test_public_weights_with_prompts_and_reward_of_ones_own(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    public_janus().save_pretrained(Path("public"))
+    rows = [{"prompt": f"a {word} circle", "tag": "colour"} for word in ("red", "green", "blue")]
+    Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("mine.py").write_text(REWARD.replace("\n    ", "\n"))
+    made = find(name)
+    assert made.config.tasks == "prompts.jsonl"  # type: ignore[attr-defined]
+    settings = {"model": "public", "rewards": {"mine.py:bright": 1.0}, "prompts": 2, "group": 2}
+    made = with_settings(made, **settings, **QUICK)
+    made = with_settings(made, optimizer=replace(made.config.optimizer, lr=1e-2, warmup=0))
+    found = run(made, tmp_path / "run")
+    assert found["metrics"]["episodes"] == 4 and found["metrics"]["unscored"] == 0
+    assert found["metrics"]["group/std"] > 0 and found["metrics"]["ratio_error"] <= 1e-5
+    assert abs(found["metrics"]["kl"]) < 1e-6, "the first step is the reference's own"
+    model = tmp_path / "run" / "checkpoints" / "step_00000001" / "model"
+    if name == "janus":
+        assert learned(made, tmp_path / "run")
+    else:
+        assert (model / "adapter_config.json").exists() and not (model / "model.safetensors").exists()
+        grown = [w for n, w in load(model).network.named_parameters() if "lora_B" in n]
+        assert grown and any(w.abs().max() > 0 for w in grown)
+
+
+def test_a_starter_is_made_and_described(tmp_path: Path, few_scenes: None) -> None:
+    own = {p: p.stat().st_mtime_ns for p in starters_folder().rglob("*")}
+    folder = tmp_path / "starter"
+    made = with_settings(
+        find("starters.janus"),
+        sizes=TINY,
+        batch=8,
+        micro_batch=4,
+        folder=str(folder),
+        optimizer=OptimizerConfig(kind="muon", lr=1e-3, muon_lr=0.02),
+        **QUICK | {"steps": 1},
+    )
+    found = run(made, tmp_path / "run")
+    assert {"loss/draw", "loss/read"} <= set(found["metrics"]) and "train_seconds" in found
+    assert {p: p.stat().st_mtime_ns for p in starters_folder().rglob("*")} == own, "ours are left alone"
+    starter, trained = load(folder).network.state_dict(), load(tmp_path / "run").network.state_dict()
+    assert starter.keys() == trained.keys()
+    assert all(torch.equal(starter[name], w.bfloat16().float()) for name, w in trained.items())
+    card = (folder / "README.md").read_text()
+    assert "seed 0,\n1 steps of 8 examples" in card and "| official GenEval rule, 6 held-out prompts" in card
+    lines = [line for line in card.splitlines() if line.startswith(("| 0 |", "| 1 |"))]
+    assert len(lines) == 2, "the curve has the evaluations before and after"
+
+
+def test_settings_that_fit_nothing_are_refused(tmp_path: Path) -> None:
+    made = with_settings(find("demo"), rewards={"genevall": 1.0})
+    with pytest.raises(UserError, match=r"no reward called 'genevall'; there are geneval, "):
+        made.build(made.config)
+    made = with_settings(find("janus"), tasks=str(tmp_path / "none.jsonl"))
+    with pytest.raises(UserError, match="no such file"):
+        made.build(made.config)
