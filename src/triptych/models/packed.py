@@ -20,7 +20,7 @@ def packed(*modules: nn.Module, rows: int) -> Iterator[None]:
     """
     layers = [m for module in modules for m in module.modules() if type(m) is nn.Linear and _fits(m)]
     for layer in layers:
-        layer.forward = _packed_forward(layer, rows)  # type: ignore[method-assign]
+        layer.forward = _packed_forward(layer, rows)  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ SUMMARIES = {
     "janus": "text-to-image RL on public Janus-Pro weights",
     "janus.lora": "the same with LoRA adapters",
     "starters.janus": "train the Janus starter from nothing",
+    "starters.janus.refine": "the starter's second part: mostly drawing, then publish it",
 }
 """Every shipped recipe: the name that the command line takes, and one line about it."""
 
@@ -27,6 +28,7 @@ def recipes() -> dict[str, "Callable[[], Recipe]"]:
         "janus": demo.janus,
         "janus.lora": demo.janus_lora,
         "starters.janus": starters.janus,
+        "starters.janus.refine": starters.janus_refine,
     }
 
 

@@ -3,7 +3,7 @@
 import json
 import platform
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from triptych.train.supervised import SupervisedConfig, SupervisedLearner
 
 @dataclass(frozen=True, kw_only=True)
 class StarterConfig(SupervisedConfig):
-    """Supervised training from nothing: ``read_share`` of each batch are questions, the rest drawings.
+    """Supervised training: ``read_share`` of each batch are questions, the rest drawings.
 
-    ``folder`` is where the starter is written; empty means its place among Triptych's own.
+    It starts from nothing, or from ``model`` where that is set. ``folder`` is where the starter is written;
+    empty means its place among Triptych's own.
     """
 
     sizes: TinyJanus = TinyJanus()
@@ -55,8 +56,27 @@ def janus() -> Recipe:
     )
 
 
+def janus_refine() -> Recipe:
+    """The second part, from the run of the first: reading is learned sooner, so now mostly drawing."""
+    first = janus()
+    assert isinstance(first.config, StarterConfig)
+    config = replace(
+        first.config,
+        model="runs/starters.janus",
+        seed=1,
+        steps=200,
+        read_share=0.2,
+        optimizer=OptimizerConfig(kind="muon", lr=6e-4, muon_lr=0.012, warmup=10, decay=0.8),
+        evaluate_every=0,
+    )
+    name = "starters.janus.refine"
+    return replace(first, name=name, summary=SUMMARIES[name], config=config)
+
+
 def _build(config: StarterConfig) -> Parts:
     def model() -> UnifiedModel:
+        if config.model:
+            return load(config.model)
         codec = shapes_world.codec(config.sizes.codes, config.seed)
         return tiny_janus(shapes_world.words(), config.sizes, codec, seed=config.seed)
 
@@ -81,13 +101,15 @@ def _publish(run: Path, config: StarterConfig) -> None:
 
 
 def _card(run: Path, config: StarterConfig, summary: dict[str, Any], model: UnifiedModel) -> str:
-    seconds = json.loads((run / "summary.json").read_text())["train_seconds"]
+    runs = [Path(config.model), run] if (Path(config.model) / "summary.json").exists() else [run]
     rows = [f"| {tag} | {row['n']} | {row['score']:.1%} |" for tag, row in summary["tags"].items()]
     right = f"{summary['score']:.1%} (95% interval {summary['low']:.1%} to {summary['high']:.1%})"
     reads = summary["heldout"]["understanding"]
+    made = [_made(each) for each in runs]
     curve = [
-        f"| {e['step']} | {e['score']:.1%} | {e['heldout']['understanding']:.1%} |"
-        for e in read_evaluations(run)
+        f"| {part} | {e['step']} | {e['score']:.1%} | {e['heldout']['understanding']:.1%} |"
+        for part, each in enumerate(runs, 1)
+        for e in read_evaluations(each)
     ]
     size = sum(p.numel() for p in model.network.parameters()) / 1e6
     about = ", ".join(f"{name} {number}" for name, number in versions().items())
@@ -97,9 +119,10 @@ A tiny {type(model.network).__name__} ({size:.1f}M parameters) that draws and re
 embedded world of coloured shapes: 32 x 32 pixels, 64 image tokens, word-level tokenizer. Made to be
 trained further on a laptop; it knows nothing else.
 
-Made by `triptych train starters.{model.name}` on {date.today().isoformat()}: seed {config.seed},
-{config.steps} steps of {config.batch} examples, {seconds / 60:.0f} minutes on {torch.get_num_threads()}
-CPU threads ({platform.machine()}; {about}).
+Made on {date.today().isoformat()}, {torch.get_num_threads()} CPU threads
+({platform.machine()}; {about}), by
+
+{chr(10).join(made)}
 
 | measured on the stored (bf16) weights | |
 |---|---|
@@ -110,11 +133,21 @@ CPU threads ({platform.machine()}; {about}).
 |---|---|---|
 {chr(10).join(rows)}
 
-| step | drawing (held out) | reading (held out) |
-|---|---|---|
+| part | step | drawing (held out) | reading (held out) |
+|---|---|---|---|
 {chr(10).join(curve)}
 
 It differs from the public model in its codec: a dictionary of 4 x 4 patches (`codec.safetensors`) in
 place of the VQ autoencoder, whose weights this folder therefore lacks. Everything else is the public
 layout; plain transformers opens it, reads with it and draws the same token ids.
 """
+
+
+def _made(run: Path) -> str:
+    """One run of the chain: command, seed, steps, minutes."""
+    about = json.loads((run / "config.json").read_text())
+    config, seconds = about["config"], json.loads((run / "summary.json").read_text())["train_seconds"]
+    return (
+        f"- `triptych train {about['recipe']}`: seed {config['seed']}, {config['steps']} steps of"
+        f" {config['batch']} examples, {seconds / 60:.0f} minutes"
+    )
