@@ -6,6 +6,7 @@ Rooms are imported by the command that needs them: torch takes seconds, `triptyc
 import contextlib
 import dataclasses
 import io
+import os
 import re
 import sys
 import warnings
@@ -81,11 +82,10 @@ def _train(name: str, arguments: Sequence[str]) -> None:
 
     from triptych.recipes.base import train as run_recipe
     from triptych.report import build_report
-    from triptych.train.distributed import rank_and_size
 
     recipe = dataclasses.replace(recipe, config=config)
     run_recipe(recipe, run, resume=where.resume, overwrite=where.overwrite)
-    if rank_and_size()[0] == 0:
+    if os.environ.get("RANK", "0") == "0":  # torchrun's; the processes have parted by now
         print(f"report: {build_report(run)}")
 
 

@@ -82,7 +82,7 @@ def test_public_weights_with_prompts_and_reward_of_ones_own(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     public_janus().save_pretrained(Path("public"))
-    rows = [{"prompt": f"a {word} circle", "tag": "colour"} for word in ("red", "green", "blue")]
+    rows = [{"prompt": f"a {word} circle", "tag": "colour"} for word in ("red", "green", "blue") * 4]
     Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Path("mine.py").write_text(REWARD.replace("\n    ", "\n"))
     made = find(name)

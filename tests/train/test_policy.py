@@ -299,11 +299,26 @@ def test_redraw_gives_up_where_all_is_dead() -> None:
     assert len(set(batch.rollout.groups)) == 3 and batch.metrics["group/dead"] == 1
 
 
-def test_a_group_that_only_its_sum_calls_dead_is_alive_when_rewards_count_apart() -> None:
-    functions = {"red": redness, "minus": lambda samples: [1 - (r or 0) for r in redness(samples)]}
-    made = learner(functions=functions, combine="each", redraw=1, among=3, rewards={"red": 2.0, "minus": 1.0})
-    batch = made.collect(1)
-    assert batch.metrics["group/dead"] == 0
+@pytest.mark.parametrize("step", range(1, 7))
+def test_redraw_never_has_a_task_twice(step: int) -> None:
+    # Of five tasks three are on, and one teaches nothing: fresh ones come from a stream that holds all five.
+    batch = learner(functions={"red": dead_for("t0")}, redraw=3, among=5).collect(step)
+    groups = batch.rollout.groups
+    assert all(groups.count(group) == 4 for group in groups)
+    assert "t0" not in groups and batch.metrics["group/dead"] == 0
+
+
+def test_rewards_that_cancel_are_no_dead_group_where_they_count_apart() -> None:
+    def red(samples: Sequence[Sample]) -> list[float | None]:
+        return [float(s.pictures["image"][..., 0].int().sum()) for s in samples]
+
+    def rest(samples: Sequence[Sample]) -> list[float | None]:
+        return [2.0**16 - (r or 0) for r in red(samples)]
+
+    functions = {"red": red, "rest": rest}
+    usual = learner().collect(1).rollout.groups
+    assert learner(functions=functions, redraw=1, combine="each").collect(1).rollout.groups == usual
+    assert learner(functions=functions, redraw=1, combine="sum").collect(1).rollout.groups != usual
 
 
 # -- credit ------------------------------------------------------------------------------------------

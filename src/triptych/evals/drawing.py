@@ -1,4 +1,4 @@
-"""Evaluation by drawing: held-out prompts are drawn and judged by GenEval's rule.
+"""Evaluation by drawing: held-out prompts are drawn and judged, by GenEval's rule or by rewards.
 
 Knows tasks, a scenario and a judge of pictures; which detector stands behind the judge is the caller's.
 """
@@ -11,8 +11,9 @@ import torch
 from triptych.evals.evaluation import Evaluation
 from triptych.evals.geneval import Verdict, summarise
 from triptych.models.base import UnifiedModel
+from triptych.rewards.base import RewardSet
 from triptych.scenarios.base import RolloutSettings, Scenario, play
-from triptych.trajectory import Picture, Task
+from triptych.trajectory import NoiseKey, Picture, Prompt, Sampling, Task
 
 Judge = Callable[[Picture, Mapping[str, Any]], Verdict]
 EVALUATION_STEP = -1
@@ -57,6 +58,32 @@ def evaluate_drawing(
     return Evaluation(summary=summary, pictures=pictures, rows=rows)
 
 
+def evaluate_rewards(
+    model: UnifiedModel,
+    scenario: Scenario,
+    tasks: Sequence[Task],
+    rewards: RewardSet,
+    settings: RolloutSettings,
+    *,
+    seed: int = 0,
+) -> Evaluation:
+    """One episode a task, always with the same noise; summary: score (mean total reward), n, heldout."""
+    rollout = play(scenario, model, tasks, settings, seed=seed, step=EVALUATION_STEP)
+    scores = rewards.score(rollout.samples)
+    scored = scores.total[scores.total.isfinite()]
+    heldout = {name: float(value.nanmean()) for name, value in scores.held_out.items()}
+    rows = [
+        {"task": t.id, "prompt": t.prompt, "tag": t.metadata.get("tag", ""), "score": float(total)}
+        for t, total in zip(tasks, scores.total, strict=True)
+    ]
+    shown = [b for b, s in enumerate(rollout.samples) if isinstance(s.completion, torch.Tensor)]
+    return Evaluation(
+        summary={"score": float(scored.mean()) if len(scored) else 0.0, "n": len(scored), "heldout": heldout},
+        pictures=[rollout.samples[b].pictures[scenario.result] for b in shown],
+        rows=[rows[b] for b in shown],
+    )
+
+
 def diversity(
     model: UnifiedModel,
     scenario: Scenario,
@@ -80,8 +107,6 @@ def read_accuracy(
     settings: RolloutSettings,
 ) -> float:
     """Share of questions about pictures that the model answers right, read greedily."""
-    from triptych.trajectory import NoiseKey, Prompt, Sampling
-
     greedy = Sampling(temperature=0, max_tokens=settings.write.max_tokens)
     right = 0
     for i in range(0, len(questions), settings.batch):

@@ -373,16 +373,18 @@ class JanusModel(UnifiedModel):
         """Open a folder or a hub name; every missing or misshapen tensor is an error that names it."""
         if (Path(folder) / "adapter_config.json").exists():
             return cls._with_adapter(Path(folder), dtype)
-        codec = PatchCodec.load(Path(folder)) if (Path(folder) / PatchCodec.FILE).exists() else None
+        has_codec = (Path(folder) / PatchCodec.FILE).exists()
         try:
-            network, info = JanusForConditionalGeneration.from_pretrained(
-                folder,
-                config=_config(folder),
-                dtype=dtype,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # so that they are listed; they are an error below
-            )
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            with quiet():
+                network, info = JanusForConditionalGeneration.from_pretrained(
+                    folder,
+                    config=_config(folder),
+                    dtype=dtype,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # so that they are listed; they are an error below
+                )
+                tokenizer = AutoTokenizer.from_pretrained(folder)
+            codec = PatchCodec.load(Path(folder)) if has_codec else None
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"cannot open {folder} as a Janus model: {str(error).splitlines()[0]}") from None
         missing = [k for k in info["missing_keys"] if codec is None or ".vqmodel." not in k]

@@ -20,7 +20,7 @@ from triptych.models.base import Example, UnifiedModel
 from triptych.models.patch_codec import PatchCodec, fit
 from triptych.scenarios.base import RolloutSettings
 from triptych.scenarios.text_to_image import TextToImage
-from triptych.shapes.prompts import test_prompts, train_prompt, vocabulary
+from triptych.shapes.prompts import test_prompts, train_prompt, train_prompt_of, vocabulary
 from triptych.shapes.questions import answer_matches, test_questions, train_question
 from triptych.shapes.renderer import render
 from triptych.shapes.scenes import sample_scene
@@ -28,6 +28,15 @@ from triptych.shapes.verifier import background_drift, detect
 from triptych.trajectory import Picture, Prompt, Sample, Task
 
 CODEC_SCENES = 20_000
+RL_WEIGHTS = {
+    "single_object": 0.02,
+    "two_object": 0.05,
+    "counting": 0.15,
+    "colors": 0.03,
+    "position": 0.4,
+    "color_attr": 0.35,
+}
+"""How often reinforcement learning sees each tag: those that a starter has still to learn, most."""
 UNCONDITIONAL = 0.1
 """Share of drawing examples whose prompt is dropped, for guidance."""
 
@@ -47,10 +56,11 @@ def verdict(picture: Picture, metadata: Mapping[str, Any]) -> Verdict:
     return judge(detect(picture.numpy()), dict(metadata))
 
 
-def train_tasks(n: int = 4096, seed: int = 0) -> list[Task]:
-    """Drawing tasks of the training split."""
+def train_tasks(n: int = 2048, seed: int = 0) -> list[Task]:
+    """Drawing tasks of the training split, tags by :data:`RL_WEIGHTS`."""
     rng = np.random.default_rng([seed, 1])
-    return [_task(f"train/{i:05d}", train_prompt(rng)) for i in range(n)]
+    tags = rng.choice(list(RL_WEIGHTS), size=n, p=list(RL_WEIGHTS.values()))
+    return [_task(f"train/{i:05d}", train_prompt_of(str(tag), rng)) for i, tag in enumerate(tags)]
 
 
 def test_tasks(n: int = 360) -> list[Task]:

@@ -44,7 +44,9 @@ def read_run(path: Path) -> RunFiles:
     """
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; give the directory of a run, such as runs/demo")
-    if not any((path / name).exists() for name in ("config.json", "metrics.jsonl", "evals.jsonl")):
+    if (path / "tokenizer.json").exists() or not any(
+        (path / name).exists() for name in ("config.json", "metrics.jsonl", "evals.jsonl")
+    ):
         raise UserError(
             f"{path} is not a run: it has no config.json, metrics.jsonl or evals.jsonl; "
             "give the directory that `triptych train` or `triptych demo` made"

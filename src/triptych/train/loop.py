@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ class JobConfig:
     checkpoint_every: int = 50
     keep: int = 1
     max_skipped: int = 5
-    sinks: tuple[str, ...] = ()
+    sinks: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("steps", "micro_batch", "keep", "max_skipped", "evaluate_tasks"):
