@@ -35,8 +35,8 @@ from triptych.train.run_directory import versions
 from triptych.train.supervised import SupervisedLearner
 from triptych.trajectory import Sampling
 
-TEMPERATURES = (0.6, 0.8, 0.9, 1.0)
-GUIDANCES = (1.0, 1.5, 2.0, 3.0)
+TEMPERATURES = (0.6, 0.8, 1.0)
+GUIDANCES = (1.0, 1.5, 2.5)
 LEARNING_RATES = (1e-4, 3e-4, 1e-3)
 
 

@@ -167,13 +167,7 @@ def test_a_folder_that_is_some_other_model(run: Callable[[str], Ended]) -> None:
     assert _one_line(run("draw other square")) == "other is a gpt2 model; this version opens janus"
 
 
-CODEC = pytest.mark.xfail(strict=True, reason="JanusModel.from_pretrained opens the codec outside its try")
-
-
-@pytest.mark.parametrize(
-    "file",
-    ["model.safetensors", pytest.param("codec.safetensors", marks=CODEC), "config.json", "tokenizer.json"],
-)
+@pytest.mark.parametrize("file", ["model.safetensors", "codec.safetensors", "config.json", "tokenizer.json"])
 def test_a_truncated_file_of_a_model(run: Callable[[str], Ended], model: Path, file: str) -> None:
     Path("cut").mkdir()
     for path in model.iterdir():
@@ -317,7 +311,6 @@ def test_listing_and_mistakes_do_not_import_torch() -> None:
         assert done.returncode == 0, f"triptych {line} imports torch"
 
 
-@pytest.mark.xfail(strict=True, reason="JanusModel.from_pretrained no longer loads inside quiet()")
 def test_opening_a_model_says_nothing(model: Path, tmp_path: Path) -> None:
     """In a process of its own: the tests' own set-up silences transformers."""
     command = [sys.executable, "-m", "triptych.cli", "draw", str(model), "draw", "--out", "drawing.png"]

@@ -20,7 +20,7 @@ from triptych.train.progress import Progress
 
 TINY = TinyJanus(width=16, layers=1, heads=2, hidden=24, vision_width=16, vision_layers=1, codes=32)
 QUICK: dict[str, Any] = {"steps": 1, "evaluate_tasks": 6}
-STEPPED = {"demo", "janus", "janus.lora", "starters.janus"}
+STEPPED = {"demo", "janus", "janus.lora", "starters.janus", "starters.janus.refine"}
 
 
 @pytest.fixture
@@ -103,28 +103,39 @@ def test_public_weights_with_prompts_and_reward_of_ones_own(
         assert grown and any(w.abs().max() > 0 for w in grown)
 
 
-def test_a_starter_is_made_and_described(tmp_path: Path, few_scenes: None) -> None:
+def test_a_starter_is_made_in_two_parts_and_described(tmp_path: Path, few_scenes: None) -> None:
     own = {p: p.stat().st_mtime_ns for p in starters_folder().rglob("*")}
     folder = tmp_path / "starter"
-    made = with_settings(
-        find("starters.janus"),
-        sizes=TINY,
-        batch=8,
-        micro_batch=4,
-        folder=str(folder),
-        optimizer=OptimizerConfig(kind="muon", lr=1e-3, muon_lr=0.02),
-        **QUICK | {"steps": 1},
-    )
-    found = run(made, tmp_path / "run")
-    assert {"loss/draw", "loss/read"} <= set(found["metrics"]) and "train_seconds" in found
+    rates = OptimizerConfig(kind="muon", lr=1e-3, muon_lr=0.02)
+    settings = {
+        "sizes": TINY,
+        "batch": 8,
+        "micro_batch": 4,
+        "folder": str(folder),
+        "optimizer": rates,
+        **QUICK,
+    }
+    first = run(with_settings(find("starters.janus"), **settings), tmp_path / "first")
+    assert {"loss/draw", "loss/read"} <= set(first["metrics"]) and "train_seconds" in first
+    check_starter(folder, tmp_path / "first", curve=["| 1 | 0 |", "| 1 | 1 |"])
+
+    second = with_settings(find("starters.janus.refine"), **settings, model=str(tmp_path / "first"))
+    run(second, tmp_path / "second")
+    assert learned(second, tmp_path / "second")
+    check_starter(folder, tmp_path / "second", curve=["| 1 | 0 |", "| 1 | 1 |", "| 2 | 0 |", "| 2 | 1 |"])
     assert {p: p.stat().st_mtime_ns for p in starters_folder().rglob("*")} == own, "ours are left alone"
-    starter, trained = load(folder).network.state_dict(), load(tmp_path / "run").network.state_dict()
+
+
+def check_starter(folder: Path, made_by: Path, curve: list[str]) -> None:
+    """The starter is the run's weights, rounded, and its card tells every evaluation on the way."""
+    starter, trained = load(folder).network.state_dict(), load(made_by).network.state_dict()
     assert starter.keys() == trained.keys()
     assert all(torch.equal(starter[name], w.bfloat16().float()) for name, w in trained.items())
-    card = (folder / "README.md").read_text()
-    assert "seed 0,\n1 steps of 8 examples" in card and "| official GenEval rule, 6 held-out prompts" in card
-    lines = [line for line in card.splitlines() if line.startswith(("| 0 |", "| 1 |"))]
-    assert len(lines) == 2, "the curve has the evaluations before and after"
+    lines = (folder / "README.md").read_text().splitlines()
+    assert any(line.startswith("| official GenEval rule, 6 held-out prompts") for line in lines)
+    told = [line for line in lines if line.startswith(("| 1 |", "| 2 |"))]
+    assert len(told) == len(curve)
+    assert all(line.startswith(start) for line, start in zip(told, curve, strict=True))
 
 
 def test_settings_that_fit_nothing_are_refused(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("--master-port", str(free_port()), tiny_distributed.__file__, str(folder)),
     ]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(arguments, env=environment, timeout=200, capture_output=True, text=True)
+    done = subprocess.run(arguments, env=environment, timeout=600, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -202,6 +203,15 @@ def test_the_best_and_the_newest_checkpoints_stay(tmp_path: Path, keep: int, kep
     assert json.loads((tmp_path / "summary.json").read_text())["best_step"] == 3
 
 
+def test_one_too_many_is_removed_by_resuming(tmp_path: Path) -> None:
+    recipe = toy_recipe(steps=4, keep=1, scores=[0.9, 0, 0, 0, 0])
+    train(recipe, tmp_path, progress=silent(recipe))
+    root = tmp_path / "checkpoints"
+    shutil.copytree(root / "step_00000004", root / "step_00000002")  # as if killed before the old one went
+    train(recipe, tmp_path, resume=True, progress=silent(recipe))
+    assert checkpoints(tmp_path) == [4]
+
+
 def test_a_checkpoint_holds_the_settings(tmp_path: Path) -> None:
     recipe = toy_recipe(steps=2, seed=5)
     train(recipe, tmp_path, progress=silent(recipe))
@@ -356,10 +366,10 @@ def started(run: Path, *arguments: str, seconds: float, steps: int) -> "subproce
 
 
 def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not condition():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "nothing happened in a minute"
+        assert time.monotonic() < deadline, "nothing happened in five minutes"
         time.sleep(0.02)
 
 
@@ -368,7 +378,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path: Path) ->
     process = started(run, seconds=0.05, steps=100_000)
     wait_for(lambda: (run / "metrics.jsonl").exists() and len(rows(run)) >= 2, process)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0 and "Traceback" not in err
     last = rows(run)[-1]["step"]
     assert f"stopped after step {last}; add --resume to go on from there" in out
@@ -386,6 +396,6 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=45)
     assert process.returncode == 130 and "Traceback" not in err
     assert "stopping after this step" in out and "stopped at once" in err

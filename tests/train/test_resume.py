@@ -57,7 +57,7 @@ def in_a_new_process(kind: str, folder: Path, killed_in: int) -> int:
     path = os.pathsep.join([str(SCRIPT.parent), *sys.path])
     arguments = [sys.executable, "-c", code, kind, str(folder), str(killed_in)]
     return subprocess.run(
-        arguments, env=os.environ | {"PYTHONPATH": path}, timeout=120, stderr=subprocess.DEVNULL
+        arguments, env=os.environ | {"PYTHONPATH": path}, timeout=600, stderr=subprocess.DEVNULL
     ).returncode
 
 
@@ -99,7 +99,7 @@ def test_kills_at_random_moments_lose_nothing() -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--kills", "3", "--steps", "8"],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        timeout=200,
+        timeout=600,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -241,16 +241,18 @@ class Loop:
             tensors["average"] = {f"{i:05d}": v for i, v in enumerate(self.average.values)}
         self.at.learner = self.learner.state()
         state = {"progress": vars(self.at), "optimizers": settings, "config": asdict(self.config)}
-        root = self.directory.checkpoints
         path = files.save_checkpoint(
-            root,
+            self.directory.checkpoints,
             self.at.step,
             tensors=tensors,
             state=state,
             copy=lambda p: self.model.save_pretrained(p / "model"),
         )
-        best = root / f"step_{self.at.best_step:08d}"
-        files.prune(root, self.config.keep, {path, best})
+        self._prune(path)
+
+    def _prune(self, newest: Path) -> None:
+        root = self.directory.checkpoints
+        files.prune(root, self.config.keep, {newest, root / f"step_{self.at.best_step:08d}"})
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint whose weights the model already holds."""
@@ -264,6 +266,8 @@ class Loop:
         self.at = _Progress(**state["progress"])
         self.learner.restore(self.at.learner)
         self.directory.rewind(self.at.step)
+        if self.directory.writes:
+            self._prune(path)  # a kill right after saving leaves one too many
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
