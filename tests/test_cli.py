@@ -248,7 +248,7 @@ def test_a_damaged_checkpoint_is_passed_by(run: Callable[[str], Ended]) -> None:
 
 def test_an_unknown_sink(run: Callable[[str], Ended]) -> None:
     found = _one_line(run(f"{TRAIN} --sinks tensorbord"))
-    assert found == "no sink called 'tensorbord'; there are tensorboard, trackio, wandb"
+    assert found == "--sinks: 'tensorbord' is none of 'tensorboard', 'trackio', 'wandb'"
 
 
 # -- what is shown -----------------------------------------------------------------------------------

@@ -156,12 +156,13 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
 
 
 def prune(root: Path, keep: int, protect: Collection[Path] = ()) -> None:
-    """Remove all but the newest ``keep`` whole checkpoints and those in ``protect``.
+    """Remove all but the newest ``keep`` whole checkpoints and those in ``protect``, and unfinished attempts.
 
     A damaged one does not count towards ``keep``, so it never costs the last good one.
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}")
+    _remove_leftovers(root)
     spared = {path.resolve() for path in protect}
     whole = 0
     for path in _steps(root):
