@@ -28,7 +28,7 @@ from triptych.kernels.noise import uniforms
 from triptych.models import causal
 from triptych.models.base import Codec, Example, LossSum, Scores, UnifiedModel, from_pictures
 from triptych.models.lora import adapters, open_adapter, save_adapter
-from triptych.models.packed import packed
+from triptych.models.packed import packed, quick
 from triptych.models.patch_codec import PatchCodec
 from triptych.models.quiet import quiet
 from triptych.trajectory import (
@@ -259,20 +259,22 @@ class JanusModel(UnifiedModel):
     ) -> Scores:
         """See :meth:`UnifiedModel.score`. Rows in ``blank [B]`` are scored without their prompt."""
         draw = isinstance(segment, TokenImageSegment)
-        other = None
-        if "kl" in need:
-            with self.reference():
-                other = (self._hidden(segment), self._reference_head(draw))
-        scores = kernel.score_hidden(
-            self._hidden(segment, blank),
-            self._head(draw),
-            segment.tokens.to(self.device),
-            segment.sampling.temperature,
-            segment.sampling.guidance,
-            entropy="entropy" in need,
-            reference=other,
-            vocabulary=self.codes if draw else self.vocabulary,
-        )
+        plain = self.recompute  # what is recomputed must be computed the same way twice
+        with quick(*([] if plain else [self.network.model.language_model])):
+            other = None
+            if "kl" in need:
+                with self.reference():
+                    other = (self._hidden(segment), self._reference_head(draw))
+            scores = kernel.score_hidden(
+                self._hidden(segment, blank),
+                self._head(draw),
+                segment.tokens.to(self.device),
+                segment.sampling.temperature,
+                segment.sampling.guidance,
+                entropy="entropy" in need,
+                reference=other,
+                vocabulary=self.codes if draw else self.vocabulary,
+            )
         return Scores(scores.logp, scores.entropy, scores.kl)
 
     def _head(self, draw: bool) -> nn.Module:

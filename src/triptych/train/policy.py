@@ -265,9 +265,17 @@ class PolicyLearner:
         """Losses of the given rows in micro-batches; they sum to the objective of one optimizer step."""
         size = self.config.micro_batch
         denominators = self._denominators(batch, rows)
+        rows = self._live(batch, rows)
         for name in batch.rollout.segments:
             for i in range(0, len(rows), size):
                 yield self._loss(batch, name, list(rows[i : i + size]), denominators[name], first)
+
+    def _live(self, batch: Batch, rows: Sequence[int]) -> Sequence[int]:
+        """Without rows whose loss is exactly 0, where no regulariser holds them; all, if that leaves none."""
+        if self.config.loss.kl_coef or self.config.loss.entropy_coef:
+            return rows
+        alive = torch.stack([found.values != 0 for found in batch.advantages.values()]).any(0)
+        return [b for b in rows if alive[b]] or rows
 
     def _denominators(self, batch: Batch, rows: Sequence[int]) -> dict[str, Denominators]:
         """Counts of the whole optimizer step: every micro-batch of every process."""
