@@ -271,11 +271,15 @@ class PolicyLearner:
                 yield self._loss(batch, name, list(rows[i : i + size]), denominators[name], first)
 
     def _live(self, batch: Batch, rows: Sequence[int]) -> Sequence[int]:
-        """Without rows whose loss is exactly 0, where no regulariser holds them; all, if that leaves none."""
+        """Without rows whose loss is exactly 0, where no regulariser holds them.
+
+        All of them where that leaves none on any process: what was drawn is checked and measured even so.
+        """
         if self.config.loss.kl_coef or self.config.loss.entropy_coef:
             return rows
         alive = torch.stack([found.values != 0 for found in batch.advantages.values()]).any(0)
-        return [b for b in rows if alive[b]] or rows
+        live = [b for b in rows if alive[b]]
+        return live if distributed.all_sum(torch.tensor(len(live))) else rows
 
     def _denominators(self, batch: Batch, rows: Sequence[int]) -> dict[str, Denominators]:
         """Counts of the whole optimizer step: every micro-batch of every process."""
