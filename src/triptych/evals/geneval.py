@@ -197,7 +197,7 @@ def plural(noun: str) -> str:
     return f"{noun}es" if noun.endswith("s") else f"{noun}s"
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
+def wilson(successes: float, n: float) -> tuple[float, float]:
     """Wilson's 95% score interval of a proportion, (low, high) in [0, 1]; (0, 1) where n is 0."""
     if n == 0:
         return 0.0, 1.0
