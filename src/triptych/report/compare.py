@@ -1,26 +1,15 @@
-"""Before against after: intervals of shares, and pairs of the same prompt and seed.
+"""Before against after: the scores of two evaluations, and pairs of the same prompt and seed.
 
 Scores are shares of correct drawings in [0, 1]. Every interval is at 95%.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import chain, zip_longest
+from itertools import zip_longest
 from typing import NamedTuple
 
-from triptych.evals.geneval import wilson
+from triptych.evals.intervals import Interval, combined, paired_change, wilson
 from triptych.report.read import Row, number_or_none
-
-Z95 = 1.959964
-
-
-class Interval(NamedTuple):
-    """A value and its 95% interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Pair(NamedTuple):
@@ -39,35 +28,7 @@ def share_of(entry: Row) -> Interval | None:
         return Interval(score, low, high)
     if n is None or n < 1 or not 0 <= score <= 1:
         return Interval(score, score, score)
-    return Interval(score, *wilson(score * n, n))
-
-
-def unpaired_change(before: Interval, after: Interval) -> Interval:
-    """Difference of two independent shares from their Wilson intervals (Newcombe 1998, method 10)."""
-    change = after.value - before.value
-    below = math.hypot(after.value - after.low, before.high - before.value)
-    above = math.hypot(after.high - after.value, before.value - before.low)
-    return Interval(change, change - below, change + above)
-
-
-def paired_change(pairs: Sequence[Pair]) -> Interval:
-    """Change of the share correct over the same prompts and seeds.
-
-    One drawing a prompt: the adjusted Wald interval of Bonett and Price (2012), from the pairs that
-    changed. Several drawings of a prompt are not independent: then a normal interval over prompts.
-    """
-    changes: dict[object, list[int]] = defaultdict(list)
-    for pair in pairs:
-        changes[pair.after.get("task")].append(int(pair.after["correct"]) - int(pair.before["correct"]))
-    n = len(pairs)
-    value = sum(chain.from_iterable(changes.values())) / n
-    if len(changes) == n:
-        gained, lost = ((sum(c == [sign] for c in changes.values()) + 1) / (n + 2) for sign in (1, -1))
-        centre, half = gained - lost, Z95 * math.sqrt((gained + lost - (gained - lost) ** 2) / (n + 2))
-    else:
-        residuals = [sum(change) - value * len(change) for change in changes.values()]
-        centre, half = value, Z95 * math.sqrt(sum(r * r for r in residuals)) / n
-    return Interval(value, max(-1.0, centre - half), min(1.0, centre + half))
+    return wilson(score * n, n)
 
 
 def change_between(before: Row, after: Row, pairs: Sequence[Pair]) -> tuple[Interval | None, bool]:
@@ -76,10 +37,11 @@ def change_between(before: Row, after: Row, pairs: Sequence[Pair]) -> tuple[Inte
     if first is None or last is None:
         return None, False
     if pairs and len(pairs) == number_or_none(after.get("n")):
-        paired = paired_change(pairs)
+        outcomes = [(p.after.get("task"), p.before["correct"], p.after["correct"]) for p in pairs]
+        paired = paired_change(outcomes)
         if abs(paired.value - (last.value - first.value)) < 0.5 / len(pairs):
             return paired, True
-    return unpaired_change(first, last), False
+    return combined((1, last), (-1, first)), False
 
 
 def pair_up(before: Iterable[Row], after: Iterable[Row]) -> list[Pair]:
