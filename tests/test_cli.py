@@ -16,6 +16,7 @@ from PIL import Image
 
 from tiny_models import starter_janus
 from triptych import cli
+from triptych.arguments import flags_of
 from triptych.recipes import shapes_world
 
 
@@ -285,7 +286,7 @@ def test_help_names_every_setting(run: Callable[[str], Ended]) -> None:
 
     shown = set(re.findall(r"--[a-z][\w.-]*", run("train janus.lora --help").out)) - {"--help"}
     recipe = find("janus.lora")
-    flags = [*cli._flags(cli.Where), *cli._flags(type(recipe.config), recipe.config)]
+    flags = [*flags_of(cli.Where), *flags_of(type(recipe.config), recipe.config)]
     assert shown == {f"--{flag}" for flag in flags}
     assert {"--rewards", "--lora.rank", "--rollout.draw.guidance", "--resume"} <= shown
 

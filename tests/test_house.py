@@ -28,6 +28,7 @@ FORBIDDEN = {
 FOUNDATIONS = {
     "trajectory": {"errors"},
     "errors": set[str](),
+    "arguments": {"errors"},
     "kernels": {"trajectory", "errors", "kernels"},
     "learn": {"trajectory", "errors", "learn"},
 }

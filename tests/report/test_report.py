@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,13 @@ import pytest
 from PIL import Image, ImageDraw
 
 from triptych.errors import UserError
+from triptych.evals.intervals import wilson
 from triptych.report import build_report
-from triptych.report.charts import MOST_POINTS, Axis, Chart, Series, draw, linear_ticks, moving_mean, thin
-from triptych.report.compare import (
-    Interval,
-    Pair,
-    one_of_each_tag,
-    pair_up,
-    paired_change,
-    unpaired_change,
-    wilson,
-)
+from triptych.report.build import templates
+from triptych.report.charts import MOST_POINTS, Chart, Series, moving_mean, thin, ticks
+from triptych.report.compare import Pair, one_of_each_tag, pair_up
 from triptych.report.pictures import embed
-from triptych.report.wording import MINUS, duration, number, points, signed
+from triptych.report.wording import MINUS, duration, number, points, relative, signed
 
 HOSTILE = "<script>alert('x')</script> & <img src=x onerror=alert(1)>"
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -71,8 +66,8 @@ def evaluation(step: int, name: str, correct: list[bool], shift: float) -> dict[
     tags = {}
     for k, tag in enumerate(TAGS):
         mine = correct[k :: len(TAGS)]
-        interval = wilson(sum(mine) / len(mine), len(mine))
-        tags[tag] = {"n": len(mine), "score": interval.value, "low": interval.low, "high": interval.high}
+        score, low, high = wilson(sum(mine), len(mine))
+        tags[tag] = {"n": len(mine), "score": score, "low": low, "high": high}
     return {
         "step": step,
         "name": name,
@@ -220,9 +215,8 @@ def test_the_table_of_tags(page: str) -> None:
     # counting is every sixth prompt from 2: i % 10 over 2, 8, 14, 20, .. gives 4 of 10 before, 8 of 10 after
     ours = list(range(2, 60, 6))
     was, now = (sum(i % 10 in right for i in ours) for right in ({3, 4, 5, 6, 7}, {0, 1, 2, 4, 5, 6, 7}))
-    first, last = wilson(was / 10, 10), wilson(now / 10, 10)
-    row = f"counting 10 {was / 10:.1%} {100 * first.low:.0f} to {100 * first.high:.0f} "
-    row += f"{now / 10:.1%} {100 * last.low:.0f} to {100 * last.high:.0f} {points((now - was) / 10)}"
+    first, last = (" to ".join(f"{100 * end:.0f}" for end in wilson(right, 10)[1:]) for right in (was, now))
+    row = f"counting 10 {was / 10:.1%} {first} {now / 10:.1%} {last} {points((now - was) / 10)}"
     assert row in text_of(page)
 
 
@@ -335,43 +329,7 @@ def test_large_pictures_are_shrunk_and_small_ones_kept_to_the_pixel(tmp_path: Pa
     assert np.array_equal(np.asarray(Image.open(copy)), noise)
 
 
-# --- the arithmetic ----------------------------------------------------------------------------------------
-
-
-def test_wilson_against_published_values() -> None:
-    # 15 of 148, Newcombe 1998, table I method 3: 0.0624 to 0.1605; 0 of 20: 0 to 0.1611
-    assert wilson(15 / 148, 148).low == pytest.approx(0.0624, abs=5e-5)
-    assert wilson(15 / 148, 148).high == pytest.approx(0.1605, abs=5e-5)
-    assert (wilson(0, 20).low, wilson(0, 20).high) == (0.0, pytest.approx(0.1611, abs=5e-5))
-
-
-def test_difference_of_shares_against_published_values() -> None:
-    # 56 of 70 less 48 of 80, Newcombe 1998 (two samples), method 10: 0.0524 to 0.3339
-    change = unpaired_change(wilson(48 / 80, 80), wilson(56 / 70, 70))
-    assert change.value == pytest.approx(0.2)
-    assert (change.low, change.high) == (pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5))
-
-
-def pairs_of(*outcomes: tuple[str, bool, bool]) -> list[Pair]:
-    return [Pair(before={"correct": b}, after={"task": t, "correct": a}) for t, b, a in outcomes]
-
-
-def test_paired_interval_covers_the_truth() -> None:
-    rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(400):
-        kinds = rng.choice(3, size=120, p=[0.2, 0.05, 0.75])  # gained, lost, unchanged: truth +0.15
-        pairs = pairs_of(*((f"t{i}", k == 1, k != 1 if k < 2 else False) for i, k in enumerate(kinds)))
-        change = paired_change(pairs)
-        covered += change.low <= 0.15 <= change.high
-    assert 0.92 <= covered / 400 <= 0.98
-
-
-def test_several_drawings_of_a_prompt_do_not_pass_for_more_prompts() -> None:
-    once = [(f"t{i}", False, i % 4 == 0) for i in range(80)]
-    single, tripled = paired_change(pairs_of(*once)), paired_change(pairs_of(*once * 3))
-    assert tripled.value == pytest.approx(single.value) == pytest.approx(0.25)
-    assert tripled.high - tripled.low == pytest.approx(single.high - single.low, rel=0.1)
+# --- pairs and words --------------------------------------------------------------------------------
 
 
 def test_pairs_match_by_task_and_order_and_need_both_verdicts() -> None:
@@ -400,15 +358,23 @@ def test_wording() -> None:
     ]
     assert [points(v) for v in (0.173, -0.031, -1e-9)] == ["+17.3", f"{MINUS}3.1", "0.0"]
     assert signed(0.25) == "+0.25"
+    assert [relative(*v) for v in ((0.5, 0.48), (0.5, 0.501), (0.0, 1.0))] == [f"{MINUS}4%", "", ""]
     assert [duration(s) for s in (4.25, 48, 571, 7500)] == ["4.2 s", "48 s", "9 min 31 s", "2 h 05 min"]
 
 
 # --- the charts --------------------------------------------------------------------------------------------
 
 
+def series_of(*rows: Sequence[float | None], name: str = "kl") -> Series:
+    return Series(name=name, x=np.arange(len(rows[0]), dtype=float), y=np.array(rows, dtype=float))
+
+
 def chart_of(*y: float | None, **settings: Any) -> Chart:
-    series = Series(name="kl", x=[float(i) for i in range(len(y))], y=list(y))
-    return Chart(title="KL", note="", series=(series,), **settings)
+    return Chart(title="KL", series=(series_of(y),), **settings)
+
+
+def draw(chart: Chart) -> str:
+    return templates().get_template("chart.svg.j2").render(chart=chart)
 
 
 def paths(svg: str, kind: str = "line s0") -> list[str]:
@@ -428,14 +394,15 @@ def test_a_gap_in_the_data_is_a_gap_in_the_line_and_a_lone_point_is_a_dot() -> N
 
 
 def test_log_scale_keeps_zeros_at_the_foot() -> None:
-    svg = draw(chart_of(1e-6, 0.0, 1e-4, scale="log"))
-    assert paths(svg) == ["M46,156 L187,156 L328,10"]
-    assert "exactly 0 at every step" in draw(chart_of(0.0, 0.0, scale="log"))
+    svg = draw(chart_of(1e-6, 0.0, 1e-4, 1e-5, log=True))
+    assert paths(svg) == ["M46,156 L140,156 L234,10 L328,83"]
+    assert re.findall(r">(1e[^<]*)<", svg) == [f"1e{MINUS}6", f"1e{MINUS}5", f"1e{MINUS}4"]
+    assert "exactly 0 at every step" in draw(chart_of(0.0, 0.0, log=True))
 
 
 def test_the_band_goes_out_along_the_top_and_back_along_the_foot() -> None:
-    one = Series(name="r", x=[0, 1], y=[0.5, 0.5], low=[0.0, 0.25], high=[1.0, 0.75])
-    svg = draw(Chart(title="R", note="", series=(one,), y_range=(0.0, 1.0)))
+    one = series_of([0.5, 0.5], [0.0, 0.25], [1.0, 0.75])
+    svg = draw(Chart(title="R", series=(one,), y_range=(0.0, 1.0)))
     assert paths(svg, "band s0") == ["M46,10 L328,46.5 L328,119.5 L46,156 Z"]
 
 
@@ -446,18 +413,20 @@ def test_a_reader_who_cannot_see_is_told_the_ends() -> None:
 def test_many_points_are_thinned_by_mean_or_by_peak() -> None:
     y = [0.0] * 10 * MOST_POINTS
     y[15] = 1.0
-    series = Series(name="e", x=list(range(len(y))), y=y)
-    assert thin(series, peaks=False).y[1] == pytest.approx(0.1)
-    assert thin(series, peaks=True).y[1] == 1.0
+    series = series_of(y)
+    assert thin(series, peaks=False).y[0, 1] == pytest.approx(0.1)
+    assert thin(series, peaks=True).y[0, 1] == 1.0
     assert len(thin(series, peaks=True).x) == MOST_POINTS
+    assert thin(series, peaks=True).x[:2].tolist() == [9, 19]
 
 
-def test_moving_mean_and_ticks_and_axis() -> None:
-    assert moving_mean([1.0, 2.0, None, 6.0], window=3) == [1.5, 1.5, None, 6.0]
-    assert linear_ticks(0.0, 1.0, 5) == pytest.approx([0.0, 0.5, 1.0])
-    assert linear_ticks(0.13, 0.88, 5) == pytest.approx([0.2, 0.4, 0.6, 0.8])
-    assert Axis(low=1, high=100, start=0, end=10, log=True)(10) == pytest.approx(5)
-    assert Interval(value=0, low=0, high=1).high == 1
+def test_moving_mean_and_ticks() -> None:
+    means = moving_mean(np.array([1.0, 2.0, np.nan, 6.0]), window=3)
+    assert np.array_equal(means, [1.5, 1.5, np.nan, 6.0], equal_nan=True)
+    assert ticks(0.0, 1.0, 5) == pytest.approx([0.0, 0.5, 1.0])
+    assert ticks(0.13, 0.88, 5) == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert ticks(0.5, 3.0, 6, whole=True) == [1, 2, 3]
+    assert ticks(-12, 0, 5, whole=True) == [-10, -5, 0]
 
 
 # --- a real browser ----------------------------------------------------------------------------------------

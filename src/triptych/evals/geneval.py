@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from triptych.evals.intervals import Interval, combined, wilson
+
 Box = tuple[float, float, float, float]
 # One line of GenEval's jsonl: tag, include[class, count, color?, position?], exclude[class, count]?, prompt.
 Metadata = Mapping[str, Any]
@@ -22,6 +24,7 @@ BOX_TOLERANCE = 0.1  # offsets below this share of the two boxes' summed sides d
 RELATION_COSINE = 0.5  # share of the centre distance that an offset must exceed
 FORBIDDEN_PENALTY = 0.25  # dense score, per object at or above an exclude limit
 SURPLUS_PENALTY = 0.1  # dense score, per object beyond the named count where no exclude clause speaks
+_SHARE = ("score", "low", "high")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +44,6 @@ class Verdict:
     correct: bool
     score: float
     reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Clause:
-    """What one include entry came to: the parts of its dense score, and whether the whole entry holds."""
-
-    parts: tuple[float, ...]
-    matched: bool
-    complaint: str
 
 
 def relative_position(box: Box, other: Box) -> frozenset[str]:
@@ -100,18 +94,19 @@ def judge(detections: Sequence[Detection], metadata: Metadata, *, threshold: flo
     groups = _by_label(detections, threshold)
     include = metadata.get("include", [])
     found = [groups.get(entry["class"], [])[: entry["count"]] for entry in include]
-    clauses: list[_Clause] = []
+    scores: list[float] = []
+    complaints: list[str] = []
     for index in range(len(include)):
-        clauses.append(_check_entry(index, include, found, clauses))
-    complaints = [clause.complaint for clause in clauses if not clause.matched]
+        score, complaint = _check_entry(index, include, found, complaints)
+        scores.append(score)
+        complaints.append(complaint)
     forbidden, more = _forbidden(groups, metadata)
-    complaints += more
-    if not complaints:
+    reasons = [complaint for complaint in complaints + more if complaint]
+    if not reasons:
         return Verdict(correct=True, score=1.0, reason="right")
-    entries = [sum(clause.parts) / len(clause.parts) for clause in clauses]
-    score = sum(entries) / len(entries) if entries else 1.0
+    score = sum(scores) / len(scores) if scores else 1.0
     score -= FORBIDDEN_PENALTY * forbidden + SURPLUS_PENALTY * _surplus(groups, metadata)
-    return Verdict(correct=False, score=min(max(score, 0.0), 1.0), reason="; ".join(complaints))
+    return Verdict(correct=False, score=min(max(score, 0.0), 1.0), reason="; ".join(reasons))
 
 
 def _by_label(detections: Sequence[Detection], threshold: float) -> dict[str, list[Detection]]:
@@ -123,55 +118,37 @@ def _by_label(detections: Sequence[Detection], threshold: float) -> dict[str, li
 
 
 def _check_entry(
-    index: int, include: Sequence[Metadata], found: Sequence[Sequence[Detection]], clauses: Sequence[_Clause]
-) -> _Clause:
+    index: int, include: Sequence[Metadata], found: Sequence[Sequence[Detection]], earlier: Sequence[str]
+) -> tuple[float, str]:
+    """An include entry's dense score, and what is wrong with it: empty where all of it holds.
+
+    ``earlier`` are the complaints about the entries before it.
+    """
     entry, objects = include[index], found[index]
-    count, color = entry["count"], entry.get("color")
-    parts = [len(objects) / count]
-    complaint = _count_complaint(len(objects), count, entry["class"])
+    label, count, color = entry["class"], entry["count"], entry.get("color")
+    parts, faults = [len(objects) / count], []
+    if len(objects) < count:
+        faults.append(f"found {len(objects)} of {count} {plural(label)}" if objects else f"no {label}")
     if color is not None:
         right = sum(d.color == color for d in objects)
         parts.append(right / count)
-        complaint = complaint or _color_complaint(objects, entry, right)
+        if right < count:
+            saw = sorted({d.color or "unknown" for d in objects if d.color != color})
+            faults.append(f"found {right} of {count} {color} {plural(label)} (saw {', '.join(saw)})")
     if "position" in entry:
         relation, target = entry["position"]
         if relation not in RELATIONS or not 0 <= target < index:
             raise ValueError(
                 f"position {entry['position']!r}: name a relation of {RELATIONS} and an earlier entry"
             )
-        parts.append(_share_in_relation(objects, found[target], relation, count * include[target]["count"]))
-        complaint = complaint or _relation_complaint(
-            entry, include[target], parts[-1], clauses[target].matched
-        )
-    return _Clause(parts=tuple(parts), matched=not complaint, complaint=complaint)
-
-
-def _share_in_relation(
-    objects: Sequence[Detection], targets: Sequence[Detection], relation: str, pairs: int
-) -> float:
-    held = sum(relation in relative_position(a.box, b.box) for a in objects for b in targets)
-    return held / pairs
-
-
-def _count_complaint(have: int, want: int, label: str) -> str:
-    if have >= want:
-        return ""
-    return f"no {label}" if have == 0 else f"found {have} of {want} {plural(label)}"
-
-
-def _color_complaint(objects: Sequence[Detection], entry: Metadata, right: int) -> str:
-    if right >= entry["count"]:
-        return ""
-    others = sorted({d.color or "unknown" for d in objects if d.color != entry["color"]})
-    what = f"{entry['color']} {plural(entry['class'])}"
-    return f"found {right} of {entry['count']} {what} (saw {', '.join(others)})"
-
-
-def _relation_complaint(entry: Metadata, target: Metadata, share: float, target_matched: bool) -> str:
-    relation = entry["position"][0]
-    if not target_matched:
-        return f"no {target['class']} as asked for the {entry['class']} to be {relation}"
-    return "" if share >= 1 else f"{entry['class']} not {relation} {target['class']}"
+        other = include[target]
+        held = sum(relation in relative_position(a.box, b.box) for a in objects for b in found[target])
+        parts.append(held / (count * other["count"]))
+        if earlier[target]:
+            faults.append(f"no {other['class']} as asked for the {label} to be {relation}")
+        elif parts[-1] < 1:
+            faults.append(f"{label} not {relation} {other['class']}")
+    return sum(parts) / len(parts), faults[0] if faults else ""
 
 
 def _forbidden(groups: dict[str, list[Detection]], metadata: Metadata) -> tuple[int, list[str]]:
@@ -197,17 +174,6 @@ def plural(noun: str) -> str:
     return f"{noun}es" if noun.endswith("s") else f"{noun}s"
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's 95% score interval of a proportion, (low, high) in [0, 1]; (0, 1) where n is 0."""
-    if n == 0:
-        return 0.0, 1.0
-    z = 1.959963984540054
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
-
-
 def summarise(verdicts: Sequence[Verdict], metadatas: Sequence[Metadata]) -> dict[str, dict[str, float]]:
     """Shares of right pictures: one row per tag, "overall" (mean over pictures), "macro" (mean over tags).
 
@@ -223,21 +189,13 @@ def summarise(verdicts: Sequence[Verdict], metadatas: Sequence[Metadata]) -> dic
     for verdict, metadata in zip(verdicts, metadatas, strict=True):
         by_tag.setdefault(metadata["tag"], []).append(verdict)
     tags = {tag: _row(group) for tag, group in by_tag.items()}
-    return {**tags, "overall": _row(verdicts), "macro": _macro(list(tags.values()))}
+    mean = combined(*((1 / len(tags), Interval(*(row[k] for k in _SHARE))) for row in tags.values()))
+    dense = sum(row["dense"] for row in tags.values()) / max(len(tags), 1)
+    macro = {"n": len(verdicts), **dict(zip(_SHARE, mean, strict=True)), "dense": dense}
+    return {**tags, "overall": _row(verdicts), "macro": macro}
 
 
 def _row(verdicts: Sequence[Verdict]) -> dict[str, float]:
-    n, right = len(verdicts), sum(v.correct for v in verdicts)
-    low, high = wilson(right, n)
-    dense = sum(v.score for v in verdicts) / max(n, 1)
-    return {"n": n, "score": right / max(n, 1), "low": low, "high": high, "dense": dense}
-
-
-def _macro(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    tags = max(len(rows), 1)
-    score = sum(row["score"] for row in rows) / tags
-    below = math.sqrt(sum((row["score"] - row["low"]) ** 2 for row in rows)) / tags
-    above = math.sqrt(sum((row["high"] - row["score"]) ** 2 for row in rows)) / tags
-    dense = sum(row["dense"] for row in rows) / tags
-    total = sum(row["n"] for row in rows)
-    return {"n": total, "score": score, "low": score - below, "high": score + above, "dense": dense}
+    share = wilson(sum(v.correct for v in verdicts), len(verdicts))
+    dense = sum(v.score for v in verdicts) / max(len(verdicts), 1)
+    return {"n": len(verdicts), **dict(zip(_SHARE, share, strict=True)), "dense": dense}

@@ -5,80 +5,22 @@ The page is one file: style and charts are inline, pictures are data URLs, nothi
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from triptych.report import charts, wording
-from triptych.report.compare import Interval, Outcome, Pair, change_between, outcomes, pair_up, share_of
+from triptych.report import wording
+from triptych.report.charts import layout
+from triptych.report.compare import Pair, change_between, pair_up, share_of
 from triptych.report.curves import curves
-from triptych.report.pictures import Picture, embed
-from triptych.report.read import Row, RunFiles, number_or_none, read_run
-from triptych.report.tables import (
-    best_and_worst,
-    interval_text,
-    last_training_samples,
-    measure_rows,
-    setting_rows,
-    tag_rows,
-)
+from triptych.report.pictures import best_and_worst, last_training_samples, outcomes
+from triptych.report.read import Row, RunFiles, Values, column, number_or_none, read_run
+from triptych.report.wording import duration, number, percent
 
-
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """One key figure."""
-
-    label: str
-    value: str
-    note: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """The run in one sentence, in parts so that the page can set the figures large."""
-
-    before: str
-    after: str
-    change: str
-    subject: str
-    detail: str
-    caution: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tile:
-    """One prompt, drawn before and after."""
-
-    prompt: str
-    tag: str
-    before: Picture | None
-    after: Picture | None
-    was_right: bool
-    is_right: bool
-    before_reason: str
-    after_reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """One way that pairs can go, with the tiles that stand for it."""
-
-    outcome: Outcome
-    tiles: list[Tile]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compared:
-    """The two evaluations that a report sets side by side, and the drawings that both have."""
-
-    before: Row | None
-    after: Row | None
-    before_name: str
-    after_name: str
-    pairs: list[Pair]
+WORDINGS = (wording.number, wording.percent, wording.points, wording.signed)
 
 
 def build_report(run: Path) -> Path:
@@ -89,7 +31,15 @@ def build_report(run: Path) -> Path:
     Raises:
         UserError: `run` is no run directory.
     """
-    files = read_run(run)
+    page = templates().get_template("template.html.j2").render(_view(read_run(run)))
+    target, beside = run / "report.html", run / ".report.html.part"
+    beside.write_text(page, "utf-8")
+    os.replace(beside, target)
+    return target
+
+
+def templates() -> Environment:
+    """Where the page and its charts are written down, with our wording as filters; None is an empty text."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -97,43 +47,59 @@ def build_report(run: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": wording.percent, "number": wording.number}
-    page = environment.get_template("template.html.j2").render(_view(files))
-    target, beside = run / "report.html", run / ".report.html.part"
-    beside.write_text(page, "utf-8")
-    os.replace(beside, target)
-    return target
+    environment.filters |= {write.__name__: _or_nothing(write) for write in WORDINGS}
+    environment.globals |= {"layout": layout, "relative": wording.relative}
+    return environment
 
 
-def _view(files: RunFiles) -> dict[str, Any]:
-    compared = _compared(files)
-    drawn = curves(files.steps, _main_evals(files.evals))
-    latest = last_training_samples(files)
-    recipe = str(files.config.get("recipe") or files.path.resolve().name)
-    best, worst = best_and_worst(latest[1], files.path / "samples" / latest[0]) if latest else ([], [])
+def _or_nothing(write: Callable[[float], str]) -> Callable[[float | None], str]:
+    return lambda value: "" if value is None else write(value)
+
+
+def _view(run: RunFiles) -> dict[str, Any]:
+    """Everything that the template names."""
+    main = [row for row in run.evals if _along_the_run(str(row.get("name")))] or run.evals
+    others = [(row, share) for row in run.evals if row not in main and (share := share_of(row))]
+    before, after = _ends_of(main)
+    was, now = str(before.get("name")), str(after.get("name"))
+    pairs = pair_up(run.samples.get(was, []), run.samples.get(now, []))
+    change, paired = change_between(before, after, pairs)
+    drawn, other_charts = curves(run.steps, main)
+    latest = last_training_samples(run)
+    samples = run.path / "samples"
+    best, worst = best_and_worst(run.samples.get(latest, []), samples / latest)
+    name = run.path.resolve().name
+    recipe = str(run.config.get("recipe") or name)
+    seeds = run.summary.get("seeds")
     return {
         "recipe": recipe,
-        "command": str(files.config.get("command") or ""),
-        "report_command": f"triptych report {shlex.quote(str(files.path))}",
-        "run": "" if files.path.resolve().name == recipe else files.path.resolve().name,
-        "started": str(files.config.get("started") or "").replace("T", " ")[:16],
-        "result": _result(files, compared),
-        "compared": compared,
-        "gauge": _gauge(compared),
-        "cards": _cards(files, compared),
-        "missing": [*_unfinished(files, compared), *files.notes],
-        "sections": _sections(files, compared),
-        "charts": [(chart, charts.draw(chart)) for chart in drawn.main],
-        "other_charts": [(chart, charts.draw(chart)) for chart in drawn.others],
-        "tags": tag_rows(compared.before, compared.after),
-        "measures": measure_rows(compared.before, compared.after),
-        "other_evals": _other_evals(files.evals),
-        "best": best,
-        "worst": worst,
-        "samples_of": _spoken(latest[0]) if latest else "",
-        "settings": list(setting_rows(_object(files.config.get("config")))),
-        "summary": list(setting_rows(files.summary)),
-        "versions": list(setting_rows(_object(files.config.get("versions")))),
+        "run": "" if name == recipe else name,
+        "command": str(run.config.get("command") or ""),
+        "report_command": f"triptych report {shlex.quote(str(run.path))}",
+        "started": str(run.config.get("started") or "").replace("T", " ")[:16],
+        "before": _spoken(was),
+        "after": _spoken(now),
+        "shares": (share_of(before), share_of(after)),
+        "n": number_or_none((after if share_of(after) else before).get("n")),
+        "change": change,
+        "paired": paired,
+        "one_seed": isinstance(seeds, list) and len(seeds) == 1,
+        "losses": _losses(run),
+        "n_steps": len(run.steps),
+        "missing": [*_unfinished(run, now if after in main else ""), *run.notes],
+        "cards": list(_cards(run, pairs)),
+        "n_pairs": len(pairs),
+        "outcomes": outcomes(pairs, samples / was, samples / now),
+        "charts": drawn,
+        "other_charts": other_charts,
+        "tags": list(_tags(before, after)),
+        "measures": list(_measures(before, after)),
+        "other_evals": [(row.get("name"), share, row.get("n")) for row, share in others],
+        "samples_of": _spoken(latest),
+        "groups": {"Best groups": best, "Worst groups": worst},
+        "settings": list(_settings(_object(run.config, "config"))),
+        "summary": list(_settings(run.summary)),
+        "versions": list(_settings(_object(run.config, "versions"))),
     }
 
 
@@ -142,216 +108,106 @@ def _spoken(name: str) -> str:
     return " ".join(part.lstrip("0") or part for part in name.split("_"))
 
 
-def _object(value: object) -> Mapping[str, Any]:
+def _object(row: Row, key: str) -> Row:
+    value = row.get(key)
     return value if isinstance(value, dict) else {}
 
 
-def _is_main(name: object) -> bool:
-    return str(name) in ("before", "after") or str(name).startswith("step")
+def _along_the_run(name: str) -> bool:
+    """Any other evaluation (a control, another sampler) has a table of its own."""
+    return name in ("before", "after") or name.startswith("step")
 
 
-def _main_evals(evals: Sequence[Row]) -> list[Row]:
-    """The evaluations along the run; any others (a control, another sampler) have a table of their own."""
-    return [row for row in evals if _is_main(row.get("name"))] or list(evals)
+def _ends_of(evals: Sequence[Row]) -> tuple[Row, Row]:
+    """`before` and `after`, or the first and the last evaluation so far; a bare name for one that is not."""
+    by_name = {str(row.get("name")): row for row in evals}
+    first = "before" if "before" in by_name else next(iter(by_name), "before")
+    before = by_name.pop(first, {"name": "before"})
+    after = by_name.get("after") or next(reversed(by_name.values()), {"name": "after"})
+    return before, after
 
 
-def _other_evals(evals: Sequence[Row]) -> list[tuple[str, str, str, str]]:
-    main = _main_evals(evals)
-    others = [(row, share_of(row)) for row in evals if row not in main]
-    return [
-        (str(row.get("name")), wording.percent(share.value), interval_text(share), str(row.get("n", "")))
-        for row, share in others
-        if share is not None
-    ]
+def _unfinished(run: RunFiles, latest: str) -> Iterator[str]:
+    if not run.steps and not any("metrics" in note for note in run.notes):
+        yield "no training step was logged yet"
+    if run.evals and not latest:
+        yield "there is one evaluation only, so nothing to compare it with"
+    elif latest not in ("", "after"):
+        yield f"no evaluation after the last step: the latest one, {_spoken(latest)}, stands in"
 
 
-def _compared(files: RunFiles) -> Compared:
-    """`before` against `after`; in an unfinished run the first evaluation against the last one so far."""
-    by_name = {str(row.get("name")): row for row in _main_evals(files.evals)}
-    names = list(by_name)
-    first = "before" if "before" in by_name or not names else names[0]
-    last = "after" if "after" in by_name or len(names) < 2 else names[-1]
-    return Compared(
-        before=by_name.get(first),
-        after=by_name.get(last) if last != first else None,
-        before_name=first.replace("_", " "),
-        after_name=last.replace("_", " "),
-        pairs=pair_up(files.samples.get(first, []), files.samples.get(last, [])),
-    )
+def _losses(run: RunFiles) -> Values:
+    """Of a supervised run, whose result they are."""
+    return np.array([]) if any("reward/mean" in row for row in run.steps) else _measured(run, "loss")
 
 
-def _unfinished(files: RunFiles, compared: Compared) -> list[str]:
-    missing = []
-    if not files.steps and not any("metrics" in note for note in files.notes):
-        missing.append("no training step was logged yet")
-    if files.evals and compared.after is None:
-        missing.append("there is one evaluation only, so nothing to compare it with")
-    elif compared.after is not None and compared.after_name != "after":
-        missing.append(f"no evaluation after the last step: the latest one, {compared.after_name}, stands in")
-    return missing
+def _measured(run: RunFiles, key: str) -> Values:
+    values = column(run.steps, key)
+    return values[np.isfinite(values)]
 
 
-def _result(files: RunFiles, compared: Compared) -> Result | None:
-    before, after = compared.before, compared.after
-    if before is None or after is None:
-        return _partial_result(files, compared)
-    first, last = share_of(before), share_of(after)
-    found = change_between(before, after, compared.pairs)
-    if first is None or last is None or found is None:
-        return None
-    change, paired = found
-    low, high = wording.points(change.low), wording.points(change.high)
-    how = "same prompts and seeds, paired" if paired else "the two scores taken as independent"
-    return Result(
-        before=wording.percent(first.value),
-        after=wording.percent(last.value),
-        change=f"{wording.points(change.value)} points",
-        subject=_prompts(after),
-        detail=f"(95% interval {low} to {high}; {how}).",
-        caution=_caution(change, files.summary),
-    )
+def _cards(run: RunFiles, pairs: Sequence[Pair]) -> Iterator[tuple[str, str, str]]:
+    """Key figures: what it is, how much, and a note."""
+    steps = f"{len(run.steps):,} steps"
+    seconds = number_or_none(run.summary.get("rl_seconds")) or _measured(run, "seconds").sum()
+    if run.steps and seconds:
+        yield "Training time", duration(seconds), f"{steps}, {duration(seconds / len(run.steps))} a step"
+    elif run.steps:
+        yield "Training time", steps, ""
+    if (rates := np.sort(_measured(run, "samples_per_second"))).size:
+        yield "Samples per second", number(rates[len(rates) // 2]), "median step"
+    if pairs:
+        changes = [int(pair.after["correct"]) - int(pair.before["correct"]) for pair in pairs]
+        note = f"of {len(pairs)} drawings of the same prompt and seed"
+        yield "Mended / spoiled", f"{changes.count(1)} / {changes.count(-1)}", note
+    if (errors := _measured(run, "ratio_error")).size:
+        yield "Ratio error", number(errors.max()), "recorded against scored log-probs, worst step"
+    if (dead := _measured(run, "group/dead")).size:
+        first, last = _ends(dead)
+        note = f"no gradient from these; {percent(first)} at the start"
+        yield "Dead groups at the end", percent(last), note
+    if (entropy := _measured(run, "entropy")).size > 1 and entropy[0] > 0:
+        first, last = _ends(entropy)
+        note = f"{number(first)} {wording.ARROW} {number(last)} per action"
+        yield "Entropy", wording.relative(first, last) or "0%", note
+    if skipped := sum(bool(row.get("skipped")) for row in run.steps):
+        yield "Skipped updates", str(skipped), f"of {steps}"
 
 
-def _caution(change: Interval, summary: Row) -> str:
-    seeds = summary.get("seeds")
-    parts = []
-    if change.low <= 0 <= change.high:
-        parts.append("The interval includes zero: this run alone does not show a change.")
-    if isinstance(seeds, list) and len(seeds) == 1:
-        parts.append("One training seed: the interval covers the choice of prompts, not the luck of the run.")
-    return " ".join(parts)
-
-
-def _partial_result(files: RunFiles, compared: Compared) -> Result | None:
-    """What can be said with one evaluation, or none."""
-    only = compared.before or compared.after
-    share = share_of(only) if only else None
-    if only is not None and share is not None:
-        before, detail = (
-            wording.percent(share.value),
-            f"({compared.before_name}); nothing to compare it with yet.",
-        )
-        return Result(before=before, after="", change="", subject=_prompts(only), detail=detail, caution="")
-    losses = [loss for row in files.steps if (loss := number_or_none(row.get("loss"))) is not None]
-    if len(losses) < 2 or any("reward/mean" in row for row in files.steps):
-        return None
-    first, last = wording.number(losses[0]), wording.number(losses[-1])
-    detail = f"over {len(files.steps):,} steps; no evaluation was made."
-    return Result(before=first, after=last, change="", subject="loss", detail=detail, caution="")
-
-
-def _prompts(evaluation: Row) -> str:
-    n = number_or_none(evaluation.get("n"))
-    return f"of {n:.0f} held-out prompts" if n else "of the held-out prompts"
-
-
-def _gauge(compared: Compared) -> str:
-    first = share_of(compared.before) if compared.before else None
-    last = share_of(compared.after) if compared.after else None
-    shares = [share for share in (first, last) if share is not None]
-    if not shares or not all(0 <= share.value <= 1 for share in shares):
-        return ""
-    return charts.dumbbell(first, last, width=440)
-
-
-def _cards(files: RunFiles, compared: Compared) -> list[Card]:
-    cards = [_time_card(files), _speed_card(files), _outcome_card(compared), _ratio_card(files)]
-    cards += [_dead_card(files), _entropy_card(files), _skipped_card(files)]
-    return [card for card in cards if card is not None]
-
-
-def _column(files: RunFiles, key: str) -> list[float]:
-    return [value for row in files.steps if (value := number_or_none(row.get(key))) is not None]
-
-
-def _ends(values: Sequence[float]) -> tuple[float, float]:
+def _ends(values: Values) -> tuple[float, float]:
     """Means of the first and of the last tenth."""
     n = max(1, len(values) // 10)
-    return sum(values[:n]) / n, sum(values[-n:]) / n
+    return values[:n].mean(), values[-n:].mean()
 
 
-def _time_card(files: RunFiles) -> Card | None:
-    seconds = number_or_none(files.summary.get("rl_seconds")) or sum(_column(files, "seconds"))
-    if not files.steps:
-        return None
-    each = f"{wording.duration(seconds / len(files.steps))} a step" if seconds else ""
-    value = wording.duration(seconds) if seconds else f"{len(files.steps):,} steps"
-    note = f"{len(files.steps):,} steps, {each}" if seconds else ""
-    return Card(label="Training time", value=value, note=note)
-
-
-def _speed_card(files: RunFiles) -> Card | None:
-    rates = sorted(_column(files, "samples_per_second"))
-    if not rates:
-        return None
-    return Card(label="Samples per second", value=wording.number(rates[len(rates) // 2]), note="median step")
-
-
-def _outcome_card(compared: Compared) -> Card | None:
-    if not compared.pairs:
-        return None
-    mended, spoiled, *_ = outcomes(compared.pairs)
-    return Card(
-        label="Mended / spoiled",
-        value=f"{mended.count} / {spoiled.count}",
-        note=f"of {len(compared.pairs)} drawings of the same prompt and seed",
-    )
-
-
-def _ratio_card(files: RunFiles) -> Card | None:
-    errors = _column(files, "ratio_error")
-    if not errors:
-        return None
-    note = "recorded against scored log-probs, worst step"
-    return Card(label="Ratio error", value=wording.number(max(errors)), note=note)
-
-
-def _dead_card(files: RunFiles) -> Card | None:
-    dead = _column(files, "group/dead")
-    if not dead:
-        return None
-    first, last = _ends(dead)
-    note = f"no gradient from these; {wording.percent(first)} at the start"
-    return Card(label="Dead groups at the end", value=wording.percent(last), note=note)
-
-
-def _entropy_card(files: RunFiles) -> Card | None:
-    entropy = _column(files, "entropy")
-    if len(entropy) < 2 or entropy[0] <= 0:
-        return None
-    first, last = _ends(entropy)
-    value = f"{wording.signed(round(100 * (last - first) / first))}%"
-    note = f"{wording.number(first)} {wording.ARROW} {wording.number(last)} per action"
-    return Card(label="Entropy", value=value, note=note)
-
-
-def _skipped_card(files: RunFiles) -> Card | None:
-    skipped = sum(bool(row.get("skipped")) for row in files.steps)
-    if not skipped:
-        return None
-    return Card(label="Skipped updates", value=str(skipped), note=f"of {len(files.steps):,} steps")
-
-
-def _sections(files: RunFiles, compared: Compared) -> list[Section]:
-    folders = [
-        files.path / "samples" / name.replace(" ", "_")
-        for name in (compared.before_name, compared.after_name)
+def _tags(before: Row, after: Row) -> Iterator[dict[str, Any]]:
+    """One row a tag, then the mean over tags, then all prompts: how many, and the share before and after."""
+    first, last = _object(before, "tags"), _object(after, "tags")
+    rows = [(str(name), _object(first, name), _object(last, name)) for name in {**first, **last}]
+    totals: list[tuple[str, Row, Row]] = [
+        ("mean over tags", {"score": before.get("macro")}, {"score": after.get("macro")}),
+        ("all prompts", before, after),
     ]
-    return [
-        Section(outcome=outcome, tiles=[_tile(pair, *folders) for pair in outcome.shown])
-        for outcome in outcomes(compared.pairs)
-        if outcome.count
-    ]
+    for name, was, now in rows + totals if rows else ():
+        shares = share_of(was), share_of(now)
+        if any(shares):
+            n = number_or_none((now if shares[1] else was).get("n"))
+            yield {"name": name.replace("_", " "), "n": n, "shares": shares}
 
 
-def _tile(pair: Pair, before: Path, after: Path) -> Tile:
-    return Tile(
-        prompt=str(pair.after.get("prompt") or pair.before.get("prompt") or ""),
-        tag=str(pair.after.get("tag") or "").replace("_", " "),
-        before=embed(before, pair.before.get("file")),
-        after=embed(after, pair.after.get("file")),
-        was_right=pair.before["correct"],
-        is_right=pair.after["correct"],
-        before_reason=str(pair.before.get("reason") or ""),
-        after_reason=str(pair.after.get("reason") or ""),
-    )
+def _measures(before: Row, after: Row) -> Iterator[tuple[str, float | None, float | None]]:
+    """Measures that no reward saw. Whether more is better differs, so the change is not judged."""
+    first, last = _object(before, "heldout"), _object(after, "heldout")
+    for name in {**first, **last}:
+        was, now = number_or_none(first.get(name)), number_or_none(last.get(name))
+        if was is not None or now is not None:
+            yield str(name).replace("_", " ").replace("/", " / "), was, now
+
+
+def _settings(config: Row, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """A nested configuration as dotted names and values."""
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _settings(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", "none" if value is None else str(value)

@@ -6,14 +6,19 @@ line or lacks its last files: that is told in `notes`, never raised.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from triptych.errors import UserError
 
 Row = Mapping[str, Any]
+Values = NDArray[np.float64]
+"""Numbers with NaN where nothing was measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,11 @@ def number_or_none(value: object) -> float | None:
     return float(value)
 
 
+def column(rows: Sequence[Row], key: str) -> Values:
+    """One entry of N rows, ``[N]``."""
+    return np.array([number_or_none(row.get(key)) for row in rows], dtype=float)
+
+
 def read_run(path: Path) -> RunFiles:
     """Reads every file of a run that is there.
 
@@ -52,64 +62,44 @@ def read_run(path: Path) -> RunFiles:
             "give the directory that `triptych train` or `triptych demo` made"
         )
     notes: list[str] = []
+    if not (path / "samples").is_dir():
+        notes.append("samples/ is not there")
     return RunFiles(
         path=path,
-        config=_read_object(path / "config.json", notes),
-        steps=_last_of_each_step(_read_rows(path / "metrics.jsonl", notes)),
-        evals=_read_rows(path / "evals.jsonl", notes),
-        samples=_read_samples(path / "samples", notes),
-        summary=_read_object(path / "summary.json", notes),
+        config=next(iter(_read(path, "config.json", notes)), {}),
+        steps=_last_of_each_step(_read(path, "metrics.jsonl", notes)),
+        evals=_read(path, "evals.jsonl", notes),
+        samples={
+            folder.name: _read(path, f"samples/{folder.name}/samples.jsonl", notes)
+            for folder in sorted((path / "samples").glob("*/"))
+        },
+        summary=next(iter(_read(path, "summary.json", notes)), {}),
         notes=notes,
     )
 
 
-def _read_object(file: Path, notes: list[str]) -> Row:
-    if not file.exists():
-        notes.append(f"{file.name} is not there")
-        return {}
-    try:
-        value = json.loads(file.read_text("utf-8"))
-    except ValueError:
-        notes.append(f"{file.name} cannot be read as JSON")
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _read_rows(file: Path, notes: list[str]) -> list[Row]:
-    if not file.exists():
-        notes.append(f"{file.name} is not there")
+def _read(path: Path, name: str, notes: list[str]) -> list[Row]:
+    """The JSON objects of a file: one a line, or one in all where it is no ``.jsonl``."""
+    if not (path / name).exists():
+        notes.append(f"{name} is not there")
         return []
-    rows: list[Row] = []
-    broken = 0
-    for line in file.read_text("utf-8", errors="replace").splitlines():
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            broken += 1
-    if broken:
-        notes.append(f"{file.name}: {broken} unreadable line{'s' if broken > 1 else ''} left out")
+    text = (path / name).read_text("utf-8", errors="replace")
+    lines = [line for line in text.splitlines() if line.strip()] if name.endswith("l") else [text]
+    rows = [row for line in lines if (row := _object(line)) is not None]
+    if broken := len(lines) - len(rows):
+        notes.append(f"{name}: {broken} unreadable line{'s' if broken > 1 else ''} left out")
     return rows
+
+
+def _object(text: str) -> Row | None:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _last_of_each_step(rows: list[Row]) -> list[Row]:
     """A run that was resumed writes some steps twice; the later row is the one that counts."""
     by_step = {step: row for row in rows if (step := number_or_none(row.get("step"))) is not None}
     return [by_step[step] for step in sorted(by_step)]
-
-
-def _read_samples(folder: Path, notes: list[str]) -> dict[str, list[Row]]:
-    if not folder.is_dir():
-        notes.append("samples/ is not there")
-        return {}
-    found = {}
-    for part in sorted(child for child in folder.iterdir() if child.is_dir()):
-        own: list[str] = []
-        found[part.name] = _read_rows(part / "samples.jsonl", own)
-        notes.extend(f"samples/{part.name}/{note}" for note in own)
-    return found

@@ -2,7 +2,6 @@
 
 MINUS = "\N{MINUS SIGN}"
 ARROW = "\N{RIGHTWARDS ARROW}"
-TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def number(value: float) -> str:
@@ -35,6 +34,12 @@ def signed(value: float) -> str:
     """A difference with its sign and three significant digits."""
     text = number(abs(value))
     return text if value == 0 else f"{'+' if value > 0 else MINUS}{text}"
+
+
+def relative(was: float, now: float) -> str:
+    """A change in per cent of what was: -4%; empty where it rounds to nothing or there was nothing."""
+    change = round(100 * (now - was) / abs(was)) if was else 0
+    return f"{signed(change)}%" if change else ""
 
 
 def duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,9 +24,9 @@ from triptych.trajectory import Picture
 
 
 class Sink(Protocol):
-    """Where metrics also go: TensorBoard, trackio, W&B."""
+    """Where metrics also go: TensorBoard, or a run of trackio or W&B as it is."""
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
+    def log(self, values: dict[str, float], /, step: int) -> None:
         """Record one step's values."""
         ...
 
@@ -55,10 +56,13 @@ class RunDirectory:
     def write_json(self, name: str, value: Any) -> None:
         """Replace a file in one move, so a reader never sees half of it."""
         if self.writes:
-            beside = self.path / f".{name}.part"
-            with _writing(self.path / name):
-                beside.write_text(json.dumps(value, indent=1, default=str))
-                os.replace(beside, self.path / name)
+            self._replace(name, json.dumps(value, indent=1, default=str))
+
+    def _replace(self, name: str, text: str) -> None:
+        beside = self.path / f".{name}.part"
+        with _writing(self.path / name):
+            beside.write_text(text)
+            os.replace(beside, self.path / name)
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add one JSON line."""
@@ -71,7 +75,7 @@ class RunDirectory:
         self.append("metrics.jsonl", {"step": step, **metrics})
         if self.writes:
             for sink in self.sinks:
-                sink.log(metrics, step)
+                sink.log(dict(metrics), step=step)
 
     def rewind(self, step: int) -> None:
         """Forget what was logged after ``step``."""
@@ -81,9 +85,7 @@ class RunDirectory:
             path = self.path / name
             if path.exists():
                 kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-                beside = self.path / f".{name}.part"
-                beside.write_text("".join(line + "\n" for line in kept))
-                os.replace(beside, path)
+                self._replace(name, "".join(line + "\n" for line in kept))
 
     def save_samples(self, name: str, pictures: Sequence[Picture], rows: Sequence[Mapping[str, Any]]) -> None:
         """Write pictures as PNG with one JSON line each, under ``samples/NAME``."""
@@ -127,8 +129,8 @@ def make_sinks(names: Sequence[str], path: Path) -> list[Sink]:
     """Open the optional sinks by name: "tensorboard", "trackio", "wandb"."""
     makers: dict[str, Callable[[Path], Sink]] = {
         "tensorboard": _TensorBoard,
-        "trackio": _Trackio,
-        "wandb": _Wandb,
+        "trackio": lambda path: import_module("trackio").init(project="triptych", name=path.name),
+        "wandb": lambda path: import_module("wandb").init(project="triptych", name=path.name, dir=str(path)),
     }
     sinks: list[Sink] = []
     for name in names:
@@ -151,23 +153,3 @@ class _TensorBoard:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
         self.writer.flush()
-
-
-class _Trackio:
-    def __init__(self, path: Path) -> None:
-        import trackio
-
-        self.run = trackio.init(project="triptych", name=path.name)
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        self.run.log(dict(values), step=step)
-
-
-class _Wandb:
-    def __init__(self, path: Path) -> None:
-        import wandb
-
-        self.run = wandb.init(project="triptych", name=path.name, dir=str(path))
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        self.run.log(dict(values), step=step)
