@@ -64,8 +64,8 @@ def janus_refine() -> Recipe:
         first.config,
         model="runs/starters.janus",
         seed=1,
-        steps=700,
-        read_share=0.3,
+        steps=780,
+        read_share=0.12,
         optimizer=OptimizerConfig(kind="muon", lr=1e-3, muon_lr=0.02, warmup=20, decay=0.8),
         evaluate_every=0,
     )
