@@ -51,11 +51,15 @@ class Example:
     """One supervised pair: a prompt, and what should follow: text, or a picture to draw.
 
     ``unconditional`` hides the prompt the way guidance does: so a drawing model learns to be guided.
+    Models that learn from masked or noised pictures take the randomness from ``key``, and how much is hidden
+    from ``time`` in (0, 1), where 0 hides all; None draws that too.
     """
 
     prompt: Prompt
     target: str | Picture
     unconditional: bool = False
+    key: NoiseKey = NoiseKey(0, 0, "", 0)
+    time: float | None = None
 
 
 @dataclass(frozen=True)
