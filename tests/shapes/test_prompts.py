@@ -11,6 +11,7 @@ from triptych.shapes.prompts import (
     TRAIN_WEIGHTS,
     combination_key,
     combinations,
+    screening_prompts,
     split,
     test_prompts,
     train_prompt,
@@ -119,6 +120,17 @@ def test_test_prompts_are_distinct_even_and_nested() -> None:
     assert len({combination_key(m) for m in prompts if m["tag"] == "color_attr"}) > 115
     with pytest.raises(ValueError, match="held out"):
         test_prompts(10**6)
+
+
+def test_screening_prompts_are_neither_trained_on_nor_tested() -> None:
+    chosen = screening_prompts(200)
+    assert Counter(m["tag"] for m in chosen) == {"position": 100, "color_attr": 100}
+    assert len({m["prompt"] for m in chosen}) == 200
+    keys = {combination_key(m) for m in chosen}
+    assert not keys & {combination_key(m) for m in test_prompts()}
+    assert not keys & {combination_key(m) for tag in TAGS for m in split(tag)[0]}
+    with pytest.raises(ValueError, match="left"):
+        screening_prompts(10**6)
 
 
 def test_train_prompts_follow_the_weights() -> None:

@@ -20,7 +20,13 @@ from triptych.models.base import Example, UnifiedModel
 from triptych.models.patch_codec import PatchCodec, fit
 from triptych.scenarios.base import RolloutSettings
 from triptych.scenarios.text_to_image import TextToImage
-from triptych.shapes.prompts import test_prompts, train_prompt, train_prompt_of, vocabulary
+from triptych.shapes.prompts import (
+    screening_prompts,
+    test_prompts,
+    train_prompt,
+    train_prompt_of,
+    vocabulary,
+)
 from triptych.shapes.questions import answer_matches, test_questions, train_question
 from triptych.shapes.renderer import render
 from triptych.shapes.scenes import sample_scene
@@ -66,6 +72,11 @@ def train_tasks(n: int = 2048, seed: int = 0) -> list[Task]:
 def test_tasks(n: int = 360) -> list[Task]:
     """Distinct held-out drawing tasks."""
     return [_task(f"{m['tag']}/{i:04d}", m) for i, m in enumerate(test_prompts(n))]
+
+
+def screening_tasks(n: int = 200) -> list[Task]:
+    """Drawing tasks to choose settings on: in neither training nor :func:`test_tasks`."""
+    return [_task(f"screening/{m['tag']}/{i:04d}", m) for i, m in enumerate(screening_prompts(n))]
 
 
 def _task(name: str, metadata: Mapping[str, Any]) -> Task:
@@ -120,18 +131,20 @@ def as_images(pictures: Sequence[Picture]) -> Tensor:
 
 
 def evaluation(
-    settings: RolloutSettings, tasks: int, *, questions: int = 300
+    settings: RolloutSettings, tasks: int, *, questions: int = 300, screening: bool = False
 ) -> Callable[[UnifiedModel, int], Evaluation]:
     """Held-out drawings by the official rule, and what no reward sees.
 
     ``heldout``: "understanding" (answers about rendered held-out scenes, ``questions`` of them but never more
     than ``tasks``), "diversity" (of drawings of one prompt), "background_drift" (mean distance of drawings'
-    backgrounds from the world's).
+    backgrounds from the world's). With ``screening`` it draws :func:`screening_tasks`: settings are chosen on
+    those, and claims are made on :func:`test_tasks`.
     """
+    drawn = (screening_tasks if screening else test_tasks)(tasks)
 
     def evaluate(model: UnifiedModel, step: int) -> Evaluation:
-        found = evaluate_drawing(model, TextToImage(), test_tasks(tasks), verdict, settings)
-        spread = diversity(model, TextToImage(), test_tasks(tasks)[:: max(1, tasks // 32)], settings)
+        found = evaluate_drawing(model, TextToImage(), drawn, verdict, settings)
+        spread = diversity(model, TextToImage(), drawn[:: max(1, tasks // 32)], settings)
         drift = [background_drift(p.numpy()) for p in found.pictures]
         heldout = {"diversity": spread, "background_drift": float(np.mean(drift))}
         if "read" in model.can:

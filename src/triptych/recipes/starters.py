@@ -64,9 +64,9 @@ def janus_refine() -> Recipe:
         first.config,
         model="runs/starters.janus",
         seed=1,
-        steps=200,
-        read_share=0.2,
-        optimizer=OptimizerConfig(kind="muon", lr=6e-4, muon_lr=0.012, warmup=10, decay=0.8),
+        steps=700,
+        read_share=0.3,
+        optimizer=OptimizerConfig(kind="muon", lr=1e-3, muon_lr=0.02, warmup=20, decay=0.8),
         evaluate_every=0,
     )
     name = "starters.janus.refine"

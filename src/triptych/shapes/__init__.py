@@ -4,7 +4,15 @@ It is data for the same code that trains the real thing, so it knows nothing of 
 and needs numpy and scipy only.
 """
 
-from triptych.shapes.prompts import TAGS, combinations, split, test_prompts, train_prompt, vocabulary
+from triptych.shapes.prompts import (
+    TAGS,
+    combinations,
+    screening_prompts,
+    split,
+    test_prompts,
+    train_prompt,
+    vocabulary,
+)
 from triptych.shapes.questions import answer_matches, question_for, test_questions, train_question
 from triptych.shapes.renderer import render
 from triptych.shapes.scenes import BACKGROUND, COLORS, KINDS, PALETTE, Scene, Shape, sample_scene
@@ -25,6 +33,7 @@ __all__ = [
     "question_for",
     "render",
     "sample_scene",
+    "screening_prompts",
     "split",
     "test_prompts",
     "test_questions",

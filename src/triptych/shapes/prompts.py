@@ -40,12 +40,12 @@ QUESTIONS = {
 TEST_SHARE = 0.3  # of the combinations of every variant
 # How often training draws each tag; the rich tags more often than those with a handful of combinations.
 TRAIN_WEIGHTS = {
-    "single_object": 0.08,
-    "two_object": 0.14,
-    "counting": 0.22,
-    "colors": 0.14,
-    "position": 0.22,
-    "color_attr": 0.20,
+    "single_object": 0.05,
+    "two_object": 0.10,
+    "counting": 0.20,
+    "colors": 0.08,
+    "position": 0.30,
+    "color_attr": 0.27,
 }
 _MIRRORED = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
@@ -99,6 +99,25 @@ def test_prompts(n: int = 360) -> list[Metadata]:
 
 
 test_prompts.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it where it is imported
+
+
+def screening_prompts(n: int = 200) -> list[Metadata]:
+    """`n` held-out prompts to choose settings on, in no combination of training or of `test_prompts`.
+
+    They are of the two tags that `test_prompts` does not use up, in equal parts: position and color_attr.
+    Raises ValueError if `n` exceeds what is left.
+    """
+    used = {combination_key(metadata) for metadata in test_prompts()}
+
+    def left(tag: str) -> list[Metadata]:
+        variants = [_split(tag, variant)[1] for variant in _variants(tag)]
+        return _interleaved([tuple(m for m in each if combination_key(m) not in used) for each in variants])
+
+    groups = [left("position"), left("color_attr")]
+    shares = _even_shares(n, [len(group) for group in groups])
+    if sum(shares) < n:
+        raise ValueError(f"{n} screening prompts asked for, {sum(shares)} are left")
+    return [metadata for group, share in zip(groups, shares, strict=True) for metadata in group[:share]]
 
 
 def train_prompt(rng: np.random.Generator) -> Metadata:
