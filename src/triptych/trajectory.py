@@ -259,6 +259,13 @@ class MaskedImageSegment(Segment):
     trained: Tensor
     draws: Tensor
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positions = self.tokens.shape[1]
+        for name in ("commit", "rank", "draws"):
+            width = getattr(self, name).shape[-1]
+            assert width == positions, f"{self.name}.{name} has {width} positions, expected {positions}"
+
     @property
     def actions(self) -> int:
         """A: N, or with every step's draws S N + N."""

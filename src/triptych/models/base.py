@@ -5,7 +5,7 @@ is between the model and its kernel. A model knows no scenario, no reward and no
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -220,6 +220,15 @@ class UnifiedModel(nn.Module, ABC):
             finally:
                 self.network = policy
                 kept.network.to(kept.idle)
+
+    def as_reference(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """``function``, computing with the reference weights whenever it is called."""
+
+        def run(*arguments: Tensor) -> Tensor:
+            with self.reference():
+                return function(*arguments)
+
+        return run
 
     # -- files -------------------------------------------------------------------------------------
     def load_weights(self, folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from triptych.models import load, starters_folder
 from triptych.models.base import UnifiedModel
-from triptych.models.tiny import TinyJanus, tiny_janus
+from triptych.models.tiny import TinyJanus, TinyShowo, tiny_janus, tiny_showo
 from triptych.recipes import SUMMARIES, shapes_world
 from triptych.recipes.base import Parts, Recipe
 from triptych.scenarios.base import RolloutSettings
@@ -30,7 +30,7 @@ class StarterConfig(SupervisedConfig):
     empty means its place among Triptych's own.
     """
 
-    sizes: TinyJanus = TinyJanus()
+    sizes: TinyJanus | TinyShowo = TinyJanus()
     read_share: float = 0.5
     folder: str = ""
 
@@ -73,12 +73,29 @@ def janus_refine() -> Recipe:
     return replace(first, name=name, summary=SUMMARIES[name], config=config)
 
 
+def showo() -> Recipe:
+    """The Show-o starter: masked tokens, with locality on the canvas (METHODS 4.2)."""
+    first = janus()
+    assert isinstance(first.config, StarterConfig)
+    config = replace(
+        first.config,
+        sizes=TinyShowo(),
+        steps=1500,
+        batch=160,
+        micro_batch=160,
+        read_share=0.3,
+    )
+    return replace(first, name="starters.showo", summary=SUMMARIES["starters.showo"], config=config)
+
+
 def _build(config: StarterConfig) -> Parts:
     def model() -> UnifiedModel:
         if config.model:
             return load(config.model)
-        codec = shapes_world.codec(config.sizes.codes, config.seed)
-        return tiny_janus(shapes_world.words(), config.sizes, codec, seed=config.seed)
+        words, codec = shapes_world.words(), shapes_world.codec(config.sizes.codes, config.seed)
+        if isinstance(config.sizes, TinyShowo):
+            return tiny_showo(words, config.sizes, codec, seed=config.seed)
+        return tiny_janus(words, config.sizes, codec, seed=config.seed)
 
     examples = shapes_world.examples(config.batch, config.read_share, config.seed)
     return Parts(
