@@ -25,7 +25,7 @@ DIFFERENCES = {
     "janus": """the VQ autoencoder, whose weights this folder therefore lacks. Everything else is the public
 layout; plain transformers opens it, reads with it and draws the same token ids.""",
     "showo": """MAGViT-v2, and in locality: before each layer a depthwise 3 x 3 convolution over the image
-tokens is added to them (`local.*`; `"local": true` in `config.json`). Everything else is the public layout.""",
+tokens is added to them (`local.*`; `"local": true` in `config.json`). All else is the public layout.""",
 }
 
 
