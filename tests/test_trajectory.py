@@ -7,6 +7,7 @@ from torch import Tensor
 
 from triptych.errors import UserError
 from triptych.trajectory import (
+    MaskedImageSegment,
     Prompt,
     Rollout,
     Sample,
@@ -16,6 +17,7 @@ from triptych.trajectory import (
     TextSegment,
     TokenImageSegment,
     Turn,
+    Unmasking,
     load_segment,
 )
 
@@ -153,6 +155,94 @@ def test_a_kind_with_more_tensors_slices_and_joins_them_too() -> None:
 def test_misshapen_records_are_refused(changed: dict[str, Tensor], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         segment(2, 3, **changed)
+
+
+# -- masked pictures ---------------------------------------------------------------------------------
+def masked_segment(
+    rows: int, estimator: str = "exact", seed: int = 0, **changed: object
+) -> MaskedImageSegment:
+    """Five positions, three steps of which two are trained; numbers at random."""
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randint(9, (rows, 3 if estimator == "exact" else 0, 5), generator=generator)
+    unmask = Unmasking(
+        steps=3,
+        order="confidence",
+        order_temperature=0.1 + 0.2,
+        estimator=estimator,  # type: ignore[arg-type]
+        trained=2,
+    )
+    values: dict[str, object] = {
+        "kind": MaskedImageSegment,
+        "tokens": torch.randint(9, (rows, 5), generator=generator),
+        "logp": -torch.rand(rows, 5 * (1 + draws.shape[1]), generator=generator),
+        "mask": torch.rand(rows, 5 * (1 + draws.shape[1]), generator=generator) < 0.7,
+        "commit": torch.randint(3, (rows, 5), generator=generator),
+        "rank": torch.rand(rows, 5, generator=generator).argsort(1),
+        "trained": torch.tensor([[0, 2]]).expand(rows, -1),
+        "draws": draws,
+        "sampling": Sampling(temperature=0.7, guidance=3.1, unmask=unmask),
+    }
+    made = segment(rows, 5, seed, **{**values, **changed})  # type: ignore[arg-type]
+    assert isinstance(made, MaskedImageSegment)
+    return made
+
+
+@pytest.mark.parametrize(("estimator", "actions"), [("exact", 20), ("trajectory", 5), ("random_mask", 5)])
+def test_masked_pictures_are_sliced_and_joined_in_every_field(estimator: str, actions: int) -> None:
+    whole, other = masked_segment(4, estimator), masked_segment(2, estimator, seed=1)
+    assert whole.actions == actions
+    part = whole.rows([2, 0])
+    for name, value in whole.tensors().items():
+        assert torch.equal(getattr(part, name), value[[2, 0]])
+    assert {"commit", "rank", "trained", "draws"} < set(whole.tensors())
+    joined = MaskedImageSegment.cat([whole, other])
+    assert same(joined.rows([4, 5]), other) and same(joined.rows(range(4)), whole)
+    moved = whole.to("meta")
+    assert all(value.device.type == "meta" for value in moved.tensors().values())
+
+
+def test_masked_pictures_drawn_in_another_way_are_not_joined() -> None:
+    with pytest.raises(ValueError, match="kind or settings differ"):
+        MaskedImageSegment.cat([masked_segment(1, "trajectory"), masked_segment(1, "random_mask")])
+
+
+@pytest.mark.parametrize("estimator", ["exact", "trajectory"])
+def test_saved_masked_pictures_come_back_bit_for_bit(estimator: str, tmp_path: Path) -> None:
+    written = masked_segment(3, estimator)
+    written.save(tmp_path / "kept")
+    found = load_segment(tmp_path / "kept")
+    assert same(found, written) and found.sampling.unmask == written.sampling.unmask != Unmasking()
+    assert not same(found, replace(written, rank=written.rank.flip(1)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"commit": torch.zeros(2, 4)}, r"verdict\.commit has 4 positions, expected 5"),
+        ({"rank": torch.zeros(2, 6)}, r"verdict\.rank has 6 positions, expected 5"),
+        ({"draws": torch.zeros(2, 3, 4)}, r"verdict\.draws has 4 positions, expected 5"),
+        ({"draws": torch.zeros(2, 2, 5)}, r"verdict\.logp is \(2, 20\), expected \(2, 15\)"),
+        ({"trained": torch.zeros(1, 2)}, r"verdict\.trained has 1 rows, expected 2"),
+    ],
+)
+def test_misshapen_records_of_masked_pictures_are_refused(changed: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        masked_segment(2, **changed)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"steps": 0}, "unmask.steps must be at least 1, got 0"),
+        ({"steps": 4, "trained": 5}, r"unmask.trained must lie between 0 \(all\) and 4, got 5"),
+        ({"trained": -1}, r"unmask.trained must lie between 0 \(all\) and 16, got -1"),
+        ({"order_temperature": -0.5}, "unmask.order_temperature must be 0 or positive, got -0.5"),
+        ({"order_temperature": float("nan")}, "unmask.order_temperature must be 0 or positive, got nan"),
+    ],
+)
+def test_unmasking_that_cannot_be_done_is_refused(changed: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Unmasking(**changed)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
-"""Small random Janus models, their prompts, and statistics that several tests share.
+"""Small random models, their prompts, and statistics that several tests share.
 
 The models are random but not flat: weights are drawn so that every next token depends clearly on the
 prompt and on the tokens before it. Flat ones would let a shifted or unguided policy pass.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from scipy import stats
@@ -12,8 +12,10 @@ from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
 from triptych.models.janus import JanusModel
+from triptych.models.magvit2 import MagViT2Codec, MagViT2Sizes
 from triptych.models.patch_codec import PatchCodec
-from triptych.models.tiny import TinyJanus, tiny_janus
+from triptych.models.showo import ShowoModel
+from triptych.models.tiny import TinyJanus, TinyShowo, tiny_janus, tiny_showo
 from triptych.trajectory import NoiseKey, Prompt
 
 WORDS = [
@@ -172,3 +174,141 @@ def plain_logits(
         return conditional
     unconditional = branch(network.get_input_embeddings()(torch.tensor(blank)))
     return unconditional + guidance * (conditional - unconditional)
+
+
+# -- Show-o: 16 tokens of 2 x 2 pixels, the marks of the public tokenizer ------------------------------
+def showo_sizes(codes: int, local: bool) -> TinyShowo:
+    return TinyShowo(
+        width=16, layers=2, heads=2, hidden=24, side=SIDE, patch=2, codes=codes, spare_words=2, local=local
+    )
+
+
+def starter_showo(seed: int = 0) -> ShowoModel:
+    """A Show-o as starters are: a dictionary of patches, and convolutions over the canvas."""
+    codebook = torch.rand(CODES, 12, generator=torch.Generator().manual_seed(seed))
+    return lively_showo(tiny_showo(WORDS, showo_sizes(CODES, local=True), PatchCodec(codebook), seed), seed)
+
+
+def public_showo(seed: int = 0) -> ShowoModel:
+    """A Show-o in the public layout: a small MAGViT-v2 of 8 codes, and nothing local."""
+    one = {"encoder_multipliers": (1, 1), "decoder_multipliers": (1, 1)}
+    blocks = {"encoder_blocks": (1, 1), "decoder_blocks": (1, 1)}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        codec = MagViT2Codec(MagViT2Sizes(bits=3, channels=4, groups=2, **one, **blocks))
+    return lively_showo(tiny_showo(WORDS, showo_sizes(8, local=False), codec, seed), seed)
+
+
+@torch.no_grad()
+def lively_showo(model: ShowoModel, seed: int = 0) -> ShowoModel:
+    """Redraw all weights but the norms' with unit gain, so that logits spread by about one nat."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in model.network.named_parameters():
+        noise = torch.randn(weight.shape, generator=generator)
+        if "norm" in name:
+            weight.add_(0.2 * noise)
+        else:
+            weight.copy_(noise / weight[0].numel() ** 0.5 if weight.ndim > 1 else 0.3 * noise)
+    model.network.showo.lm_head.bias[model.end] = 1.0  # so texts end now and then
+    return model
+
+
+def draw_prompts() -> list[Prompt]:
+    """Long and short, and one that says nothing."""
+    texts = ["a red circle", "draw", "draw two red circle a blue square no yes green square", "", "a square"]
+    return [Prompt.of(text) for text in texts]
+
+
+def read_prompts() -> list[Prompt]:
+    """Long and short questions, with a picture and without."""
+    return [
+        Prompt.of(picture(1), "what is this ?"),
+        Prompt.of("draw"),
+        Prompt.of(picture(2), "is this a red circle ? yes no two blue green"),
+        Prompt.of(picture(3), ""),
+        Prompt.of("what is a square ?"),
+    ]
+
+
+def plain_showo(model: ShowoModel, ids: Tensor, allowed: Tensor, first: int | None) -> Tensor:
+    """Logits ``[M, L, V]`` of whole rows ``ids [M, L]``: PhiForCausalLM's own forward, one 4-D mask.
+
+    ``allowed [L, L]`` says which column a row sees. Tokens of a picture begin at column ``first``: there
+    locality is put in by hooks, as a sum over nine neighbours.
+    """
+    lm, length = model.network.showo, ids.shape[1]
+    side = round(model.draw_tokens**0.5)
+
+    def mixed(weight: Tensor, hidden: Tensor) -> Tensor:
+        assert first is not None
+        place = slice(first, first + side * side)
+        image = hidden[:, place].unflatten(1, (side, side))
+        wide = torch.zeros(len(hidden), side + 2, side + 2, hidden.shape[2]).to(image)
+        wide[:, 1:-1, 1:-1] = image
+        near = sum(
+            wide[:, i : i + side, j : j + side] * weight[:, 0, i, j] for i in range(3) for j in range(3)
+        )
+        result = hidden.clone()
+        result[:, place] = (image + near).flatten(1, 2)
+        return result
+
+    def hook(weight: Tensor) -> Callable[..., tuple[Tensor]]:
+        return lambda _, inputs: (mixed(weight, inputs[0]),)
+
+    local = model.network.local if first is not None and model.network.local is not None else []
+    hooks = [
+        layer.register_forward_pre_hook(hook(mixer.weight))
+        for layer, mixer in zip(lm.model.layers, local, strict=False)
+    ]
+    mask = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
+    logits: Tensor = lm(
+        inputs_embeds=lm.model.embed_tokens(ids),
+        attention_mask=mask.expand(len(ids), 1, length, length),
+        position_ids=torch.arange(length)[None],
+        use_cache=False,
+    ).logits
+    for each in hooks:
+        each.remove()
+    return logits
+
+
+def plain_canvas(
+    model: ShowoModel, text: str, tokens: Tensor, masked: Tensor, guidance: float = 1.0
+) -> Tensor:
+    """Logits ``[M, N, K]`` over codes for M canvases of one prompt, from the sequence as published."""
+    ident = model.tokenizer.convert_tokens_to_ids
+    canvas = torch.where(masked, model.layout.vocab_size - 1, tokens + len(model.tokenizer))
+
+    def branch(said: str) -> Tensor:
+        words = model.tokenizer(said, add_special_tokens=False)["input_ids"]
+        before = [ident("<|t2i|>"), ident("<s>"), *words, ident("</s>"), ident("<|soi|>")]
+        m = len(tokens)
+        ends = [torch.tensor([before]).expand(m, -1), torch.tensor([[ident("<|eoi|>")]]).expand(m, -1)]
+        ids = torch.cat([ends[0], canvas, ends[1]], dim=1)
+        allowed = torch.ones(ids.shape[1], ids.shape[1]).tril().bool()
+        allowed[len(before) - 1 :] = True
+        logits = plain_showo(model, ids, allowed, len(before))
+        return logits[:, len(before) : -1, len(model.tokenizer) : model.layout.vocab_size - 1]
+
+    conditional = branch(text)
+    if guidance == 1:
+        return conditional
+    unconditional = branch("")
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def plain_answer(model: ShowoModel, prompt: Prompt, tokens: Tensor) -> Tensor:
+    """Logits ``[A, V]`` that predict the answer ``tokens [A]``, from the sequence as published."""
+    ident = model.tokenizer.convert_tokens_to_ids
+    seen: list[int] = []
+    if prompt.pictures:
+        image = prompt.pictures[0].permute(2, 0, 1)[None].float() / 255
+        codes = (model.codec.encode(image)[0] + len(model.tokenizer)).tolist()
+        seen = [ident("<|mmu|>"), ident("<|soi|>"), *codes, ident("<|eoi|>")]
+    said = f"USER: \n{prompt.text} ASSISTANT:"
+    words = model.tokenizer(said, add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([[*seen, ident("<s>"), *words, *tokens.tolist()]])
+    allowed = torch.ones(ids.shape[1], ids.shape[1]).tril().bool()
+    allowed[:, : len(seen)] = True
+    logits = plain_showo(model, ids, allowed, 2 if seen else None)
+    return logits[0, -len(tokens) - 1 : -1]

@@ -9,9 +9,9 @@ Shape legend: B rows, A actions a row, N image tokens, H x W pixels.
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -83,17 +83,44 @@ class NoiseKey:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unmasking:
+    """How masked tokens are committed in parallel ``steps``, and what of it counts as an action.
+
+    ``order`` of commits: "random", or "confidence": the log-probability of the drawn token plus Gumbel noise
+    of scale ``order_temperature``, annealed linearly to 0. ``estimator``: which actions are recorded, see
+    :mod:`triptych.kernels.masked`. ``trained``: how many of the steps are scored, the same ones for a whole
+    group; 0 is all of them.
+    """
+
+    steps: int = 16
+    order: Literal["random", "confidence"] = "random"
+    order_temperature: float = 1.0
+    estimator: Literal["trajectory", "exact", "random_mask"] = "trajectory"
+    trained: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"unmask.steps must be at least 1, got {self.steps}")
+        if not 0 <= self.trained <= self.steps:
+            raise UserError(f"unmask.trained must lie between 0 (all) and {self.steps}, got {self.trained}")
+        if not 0 <= self.order_temperature < math.inf:
+            raise UserError(f"unmask.order_temperature must be 0 or positive, got {self.order_temperature}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How actions are drawn. All of it is part of the policy, so all of it is recorded.
 
     ``temperature`` divides the logits; 0 means greedy, which leaves nothing to train on.
-    ``guidance`` s mixes ``u + s (c - u)``; 1 is off. ``max_tokens`` bounds a text segment.
+    ``guidance`` s mixes ``u + s (c - u)``; 1 is off. ``max_tokens`` bounds a text segment; ``unmask`` is for
+    drawings of masked tokens.
     Truncations (top-k, top-p) change the policy in a way that scoring cannot see; none is offered.
     """
 
     temperature: float = 1.0
     guidance: float = 1.0
     max_tokens: int = 32
+    unmask: Unmasking = Unmasking()
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -123,7 +150,7 @@ class Segment:
     kind: ClassVar[str] = "segment"
 
     def __post_init__(self) -> None:
-        shape = (len(self.context), self.tokens.shape[1])
+        shape = (len(self.context), self.actions)
         for name, dtype in (("logp", torch.float32), ("mask", torch.bool)):
             value = getattr(self, name)
             assert value.shape == shape, f"{self.name}.{name} is {tuple(value.shape)}, expected {shape}"
@@ -134,6 +161,11 @@ class Segment:
 
     def __len__(self) -> int:
         return len(self.context)
+
+    @property
+    def actions(self) -> int:
+        """A: how many actions a row has room for."""
+        return self.tokens.shape[1]
 
     def tensors(self) -> dict[str, Tensor]:
         """The recorded tensors by field name, each with leading dimension B."""
@@ -162,11 +194,11 @@ class Segment:
                 raise ValueError(
                     f"cannot join segment {part.name!r} to {first.name!r}: kind or settings differ"
                 )
-        width = max(part.mask.shape[1] for part in parts)
-        joined: dict[str, Any] = {
-            name: torch.cat([_pad_to(part.tensors()[name], width) for part in parts])
-            for name in first.tensors()
-        }
+        joined: dict[str, Any] = {}
+        for name in first.tensors():
+            values = [part.tensors()[name] for part in parts]
+            width = max(value.shape[1] for value in values)
+            joined[name] = torch.cat([_pad_to(value, width) for value in values])
         return replace(first, context=tuple(p for part in parts for p in part.context), **joined)
 
     def save(self, path: Path) -> None:
@@ -180,7 +212,7 @@ class Segment:
                     if isinstance(part, Tensor):
                         tensors[f"picture.{row}.{i}.{j}"] = part.clone(memory_format=torch.contiguous_format)
                     turns[row][i]["content"].append(part if isinstance(part, str) else None)
-        about = {"kind": self.kind, "name": self.name, "sampling": vars(self.sampling), "context": turns}
+        about = {"kind": self.kind, "name": self.name, "sampling": asdict(self.sampling), "context": turns}
         data, description = _files(path)
         save_file(tensors, data)
         description.write_text(json.dumps(about))
@@ -209,7 +241,40 @@ class TokenImageSegment(Segment):
     kind: ClassVar[str] = "token_image"
 
 
-_KINDS: dict[str, type[Segment]] = {cls.kind: cls for cls in (TextSegment, TokenImageSegment)}
+@dataclass(frozen=True, kw_only=True)
+class MaskedImageSegment(Segment):
+    """Image tokens committed in S parallel steps: ``tokens [B, N]`` int64.
+
+    ``commit [B, N]`` is the step of each position and ``rank [B, N]`` its place in the order of commits
+    (0 to N - 1, over all steps), so that every step's canvas can be rebuilt. ``trained [B, k]`` are the
+    steps that are scored. ``draws [B, S, N]`` (estimator "exact"; else ``[B, 0, N]``) is what every position
+    drew at every step. Actions, A = N: the committed tokens ("trajectory") or those under the mask
+    ("random_mask"); A = S N + N: every draw, then the rank of every position ("exact").
+    """
+
+    kind: ClassVar[str] = "masked_image"
+
+    commit: Tensor
+    rank: Tensor
+    trained: Tensor
+    draws: Tensor
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positions = self.tokens.shape[1]
+        for name in ("commit", "rank", "draws"):
+            width = getattr(self, name).shape[-1]
+            assert width == positions, f"{self.name}.{name} has {width} positions, expected {positions}"
+
+    @property
+    def actions(self) -> int:
+        """A: N, or with every step's draws S N + N."""
+        return self.tokens.shape[1] * (1 + self.draws.shape[1])
+
+
+_KINDS: dict[str, type[Segment]] = {
+    cls.kind: cls for cls in (TextSegment, TokenImageSegment, MaskedImageSegment)
+}
 
 
 def load_segment(path: Path) -> Segment:
@@ -232,7 +297,7 @@ def load_segment(path: Path) -> Segment:
         for row, prompt in enumerate(about["context"])
     )
     recorded = {n.removeprefix("field."): t for n, t in tensors.items() if n.startswith("field.")}
-    sampling = Sampling(**about["sampling"])
+    sampling = Sampling(**{**about["sampling"], "unmask": Unmasking(**about["sampling"]["unmask"])})
     return _KINDS[about["kind"]](name=about["name"], context=context, sampling=sampling, **recorded)
 
 

@@ -195,6 +195,33 @@ def test_with_guidance_both_branches_are_fed_the_drawn_token() -> None:
         torch.testing.assert_close(written.logp[i].double(), expected, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("held", [1, 4])
+@torch.no_grad()
+def test_columns_that_were_run_before_may_be_handed_over(held: int) -> None:
+    toy = Toy()
+    embeds, valid = toy.padded()
+    cache = causal.BufferCache(2, PREFIX + ACTIONS)
+    place, mask = causal.positions(valid), causal.causal_mask(valid[:, :held], held, embeds.dtype)
+    causal.run_layers(toy.lm, embeds[:, :held], mask, place[:, :held], cache)
+    expected = causal.teacher_forced(toy.lm, embeds, valid)
+    past = causal.BufferCache(2, PREFIX)
+    causal.run_layers(toy.lm, embeds[:, :held], mask, place[:, :held], past)
+    after = causal.teacher_forced(toy.lm, embeds[:, held:], valid, past)
+    torch.testing.assert_close(after[valid[:, held:]], expected[:, held:][valid[:, held:]])
+    written = causal.autoregress(
+        toy.lm,
+        embeds[:, held:],
+        valid,
+        torch.rand(3, ACTIONS, generator=torch.Generator().manual_seed(1), dtype=torch.float64),
+        Sampling(),
+        head=toy.head,
+        embed=toy.embed,
+        past=cache,
+    )
+    assert torch.equal(written.tokens, toy.decode().tokens)
+    torch.testing.assert_close(written.logp, toy.decode().logp, atol=1e-6, rtol=0)
+
+
 def test_recomputed_layers_give_the_same_gradients() -> None:
     toy = Toy()
     embeds, valid = toy.padded()

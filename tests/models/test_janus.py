@@ -28,7 +28,7 @@ from triptych.kernels import tokens as kernel
 from triptych.kernels.noise import uniforms
 from triptych.models import causal
 from triptych.models.janus import JanusModel, VQCodec
-from triptych.trajectory import Prompt, Sampling, Segment, TextSegment
+from triptych.trajectory import Prompt, Sampling, Segment, TextSegment, Unmasking
 
 LOGP = frozenset({"logp"})
 BUILDERS = {"starter": starter_janus, "public": public_janus}
@@ -420,6 +420,9 @@ def test_asking_for_what_it_cannot_give_is_a_clear_error(need: str) -> None:
         model.score(greedy, LOGP)
     with pytest.raises(UserError, match="without guidance"):
         generate(model, "text", [PROMPT], Sampling(guidance=2.0))
+    for kind in ("image", "text"):
+        with pytest.raises(UserError, match="unmask is for masked tokens"):
+            generate(model, kind, [PROMPT], Sampling(unmask=Unmasking(steps=4)))
     with pytest.raises(UserError, match="picture of a text segment"):
         model.decode(generate(model, "text", [PROMPT], Sampling()))
     with pytest.raises(UserError, match="janus cannot edit; it can draw, read"):

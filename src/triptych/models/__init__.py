@@ -16,20 +16,22 @@ def load(name: str | Path, *, dtype: torch.dtype = torch.float32) -> UnifiedMode
 
     Raises UserError that says what was looked for where nothing fits.
     """
-    from transformers import AutoConfig
-
     from triptych.models.janus import JanusModel
+    from triptych.models.showo import ShowoModel
+    from triptych.models.weights import find_file
 
-    families = {"janus": JanusModel}
+    families: dict[str, type[UnifiedModel]] = {"janus": JanusModel, "showo": ShowoModel}
     folder = resolve(str(name))
     try:
         about = folder if (Path(folder) / "config.json").exists() else base_of(Path(folder)) or folder
-        kind = AutoConfig.from_pretrained(about).model_type
-    except (OSError, ValueError) as error:
+        config = dict(json.loads(find_file(about, ["config.json"]).read_text()))
+    except (UserError, TypeError, ValueError) as error:
         raise UserError(
             f"no model at {name}: expected a model folder, a run directory, starters/NAME, or a hub name"
             f" ({str(error).splitlines()[0]})"
         ) from None
+    # transformers writes model_type; the folders of diffusers, such as Show-o's, a class name
+    kind = str(config.get("model_type") or config.get("_class_name", "unknown")).lower()
     if kind not in families:
         raise UserError(f"{name} is a {kind} model; this version opens {', '.join(families)}")
     return families[kind].from_pretrained(folder, dtype=dtype)

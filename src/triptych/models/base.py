@@ -5,7 +5,7 @@ is between the model and its kernel. A model knows no scenario, no reward and no
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -51,11 +51,15 @@ class Example:
     """One supervised pair: a prompt, and what should follow: text, or a picture to draw.
 
     ``unconditional`` hides the prompt the way guidance does: so a drawing model learns to be guided.
+    Models that learn from masked or noised pictures take the randomness from ``key``, and how much is hidden
+    from ``time`` in (0, 1), where 0 hides all; None draws that too.
     """
 
     prompt: Prompt
     target: str | Picture
     unconditional: bool = False
+    key: NoiseKey = NoiseKey(0, 0, "", 0)
+    time: float | None = None
 
 
 @dataclass(frozen=True)
@@ -216,6 +220,15 @@ class UnifiedModel(nn.Module, ABC):
             finally:
                 self.network = policy
                 kept.network.to(kept.idle)
+
+    def as_reference(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """``function``, computing with the reference weights whenever it is called."""
+
+        def run(*arguments: Tensor) -> Tensor:
+            with self.reference():
+                return function(*arguments)
+
+        return run
 
     # -- files -------------------------------------------------------------------------------------
     def load_weights(self, folder: Path) -> None:

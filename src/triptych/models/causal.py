@@ -9,14 +9,23 @@ Shape legend: R rows (twice B under guidance), P prefix length, A actions, D wid
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from triptych.errors import UserError
 from triptych.kernels import tokens as kernel
-from triptych.trajectory import Sampling
+from triptych.trajectory import Sampling, Unmasking
+
+
+class Cache(Protocol):
+    """What attention layers ask of the keys and values that lie before theirs."""
+
+    def update(self, key: Tensor, value: Tensor, layer: int, /) -> tuple[Tensor, Tensor]:
+        """All keys and values ``[R, heads, T, d]`` to attend to, given a layer's new ones."""
+        ...
 
 
 class BufferCache:
@@ -66,11 +75,11 @@ def run_layers(
     embeds: Tensor,
     mask: Tensor | None,
     position_ids: Tensor,
-    cache: BufferCache | None = None,
+    cache: Cache | None = None,
     *,
     recompute: bool = False,
 ) -> Tensor:
-    """Hidden states ``[R, new, D]`` after the final norm, for a Llama-like decoder."""
+    """Hidden states ``[R, new, D]`` after the final norm, for a decoder with Llama's names for its parts."""
     rotary = lm.rotary_emb(embeds, position_ids=position_ids)
     hidden = embeds
     for layer in lm.layers:
@@ -88,10 +97,13 @@ def run_layers(
     return final
 
 
-def teacher_forced(lm: Any, embeds: Tensor, valid: Tensor, *, recompute: bool = False) -> Tensor:
-    """Hidden states ``[R, T, D]`` of whole sequences."""
-    mask = causal_mask(valid, valid.shape[1], embeds.dtype)
-    return run_layers(lm, embeds, mask, positions(valid), recompute=recompute)
+def teacher_forced(
+    lm: Any, embeds: Tensor, valid: Tensor, past: Cache | None = None, *, recompute: bool = False
+) -> Tensor:
+    """Hidden states ``[R, T, D]`` of sequences, or after H columns of ``past`` (``valid [R, H + T]``)."""
+    new = embeds.shape[1]
+    mask, place = causal_mask(valid, new, embeds.dtype), positions(valid)[:, -new:]
+    return run_layers(lm, embeds, mask, place, past, recompute=recompute)
 
 
 @dataclass(frozen=True)
@@ -114,20 +126,24 @@ def autoregress(
     head: Callable[[Tensor], Tensor],
     embed: Callable[[Tensor], Tensor],
     end: int | None = None,
+    past: BufferCache | None = None,
 ) -> Written:
     """Draw up to A tokens a row after ``prefix [R, P, D]`` (left padded, ``valid [R, P]``).
 
     With guidance, R = 2B: conditional rows, then unconditional ones; both are fed the drawn token.
     ``uniforms [B, A]`` decides the draws. A row that drew ``end`` stops; its later entries are masked.
+    ``past``, with room for the rest, already holds H columns before these; ``valid`` is then ``[R, H + P]``.
     """
-    actions = uniforms.shape[1]
-    cache = BufferCache(len(lm.layers), prefix.shape[1] + actions)
+    if sampling.unmask != Unmasking():
+        raise UserError(
+            "unmask is for masked tokens, and these come one after another: leave it at its default"
+        )
+    actions, start, new = uniforms.shape[1], valid.shape[1], prefix.shape[1]
+    cache = past if past is not None else BufferCache(len(lm.layers), start + actions)
+    mask = causal_mask(valid, new, prefix.dtype)
     valid = torch.cat([valid, valid.new_ones(valid.shape[0], actions)], dim=1)
     place = positions(valid)
-    start = prefix.shape[1]
-    hidden = run_layers(
-        lm, prefix, causal_mask(valid[:, :start], start, prefix.dtype), place[:, :start], cache
-    )[:, -1]
+    hidden = run_layers(lm, prefix, mask, place[:, start - new : start], cache)[:, -1]
     padded = not bool(valid.all())
     full_mask = causal_mask(valid, 1, prefix.dtype) if padded else None
     alive = torch.ones(uniforms.shape[0], dtype=torch.bool, device=prefix.device)
@@ -146,7 +162,7 @@ def autoregress(
         if a + 1 < actions:
             again = draw.tokens.repeat(prefix.shape[0] // draw.tokens.shape[0])
             column = start + a
-            mask = full_mask[..., : column + 1] if full_mask is not None else None
-            hidden = run_layers(lm, embed(again)[:, None], mask, place[:, column : column + 1], cache)[:, -1]
+            seen = full_mask[..., : column + 1] if full_mask is not None else None
+            hidden = run_layers(lm, embed(again)[:, None], seen, place[:, column : column + 1], cache)[:, -1]
     taken = torch.stack(masks, 1)
     return Written(torch.stack(drawn, 1) * taken, torch.stack(logps, 1) * taken, taken)

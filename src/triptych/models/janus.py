@@ -31,6 +31,7 @@ from triptych.models.lora import adapters, open_adapter, save_adapter
 from triptych.models.packed import packed, quick
 from triptych.models.patch_codec import PatchCodec
 from triptych.models.quiet import quiet
+from triptych.models.rows import answer_count, answers, as_recorded, left_padded, texts
 from triptych.trajectory import (
     NoiseKey,
     Picture,
@@ -130,12 +131,7 @@ class JanusModel(UnifiedModel):
 
     def _ids(self, prompts: Sequence[Prompt], draw: bool) -> tuple[Tensor, Tensor]:
         rows = [self.tokenizer(self._as_text(p, draw))["input_ids"] for p in prompts]
-        width = max(len(row) for row in rows)
-        ids = torch.full((len(rows), width), int(self.tokenizer.pad_token_id or 0))
-        valid = torch.zeros(len(rows), width, dtype=torch.bool)
-        for i, row in enumerate(rows):
-            ids[i, width - len(row) :] = torch.tensor(row)
-            valid[i, width - len(row) :] = True
+        ids, valid = left_padded(rows, int(self.tokenizer.pad_token_id or 0))
         return ids.to(self.device), valid.to(self.device)
 
     def _without_condition(self, ids: Tensor) -> Tensor:
@@ -264,7 +260,7 @@ class JanusModel(UnifiedModel):
             other = None
             if "kl" in need:
                 with self.reference():
-                    other = (self._hidden(segment), self._reference_head(draw))
+                    other = (self._hidden(segment), self.as_reference(lambda x: self._head(draw)(x)))
             scores = kernel.score_hidden(
                 self._hidden(segment, blank),
                 self._head(draw),
@@ -281,14 +277,6 @@ class JanusModel(UnifiedModel):
         head: nn.Module = self.network.model.generation_head if draw else self.network.lm_head
         return head
 
-    def _reference_head(self, draw: bool) -> Any:
-        def head(hidden: Tensor) -> Tensor:
-            with self.reference():
-                logits: Tensor = self._head(draw)(hidden)
-                return logits
-
-        return head
-
     def decode(self, segment: Segment) -> Tensor:
         """Pictures ``[B, 3, H, W]`` in [0, 1]."""
         if not isinstance(segment, TokenImageSegment):
@@ -297,8 +285,7 @@ class JanusModel(UnifiedModel):
 
     def texts(self, segment: TextSegment) -> list[str]:
         """The written strings, up to the end token."""
-        rows = [t[m].tolist() for t, m in zip(segment.tokens.cpu(), segment.mask.cpu(), strict=True)]
-        return [str(self.tokenizer.decode(row, skip_special_tokens=True)).strip() for row in rows]
+        return texts(self.tokenizer, segment)
 
     # -- learning ----------------------------------------------------------------------------------
     def supervised_loss(self, examples: Sequence[Example]) -> dict[str, LossSum]:
@@ -310,41 +297,18 @@ class JanusModel(UnifiedModel):
             blank = torch.tensor([e.unconditional for e in draws], device=self.device)
             losses["draw"] = self._loss(self._drawn(draws), blank)
         if reads:
-            losses["read"] = self._loss(self._answered(reads))
+            losses["read"] = self._loss(answers(self.tokenizer, reads, self.end, self.device))
         return losses
 
     def target_count(self, examples: Sequence[Example]) -> int:
         """Codes to draw, and words to write with their end token."""
-        words = [e.target for e in examples if isinstance(e.target, str)]
-        written = sum(len(self._words(text)) for text in words)
-        return written + self.draw_tokens * (len(examples) - len(words))
-
-    def _words(self, text: str) -> list[int]:
-        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.end]
+        drawn = sum(isinstance(e.target, Tensor) for e in examples)
+        return answer_count(self.tokenizer, examples) + self.draw_tokens * drawn
 
     def _drawn(self, examples: Sequence[Example]) -> TokenImageSegment:
         pictures = [e.target for e in examples if isinstance(e.target, Tensor)]
         ids = self.codec.encode(from_pictures(pictures).to(self.device))
-        return TokenImageSegment(**self._as_recorded(examples, ids, torch.ones_like(ids, dtype=torch.bool)))
-
-    def _answered(self, examples: Sequence[Example]) -> TextSegment:
-        rows = [self._words(str(e.target)) for e in examples]
-        width = max(len(row) for row in rows)
-        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=self.device)
-        lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        return TextSegment(
-            **self._as_recorded(examples, ids, torch.arange(width, device=self.device) < lengths[:, None])
-        )
-
-    def _as_recorded(self, examples: Sequence[Example], ids: Tensor, mask: Tensor) -> dict[str, Any]:
-        return {
-            "name": "target",
-            "context": tuple(e.prompt for e in examples),
-            "tokens": ids,
-            "logp": torch.zeros(ids.shape, device=ids.device),
-            "mask": mask,
-            "sampling": Sampling(),
-        }
+        return TokenImageSegment(**as_recorded(examples, ids, torch.ones_like(ids, dtype=torch.bool)))
 
     def _loss(self, segment: Segment, blank: Tensor | None = None) -> LossSum:
         logp = self(segment, frozenset({"logp"}), blank=blank).logp

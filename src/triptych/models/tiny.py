@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     JanusConfig,
     JanusForConditionalGeneration,
@@ -14,7 +15,10 @@ from transformers import (
 )
 
 from triptych.models.janus import ASSISTANT, BEGIN_IMAGE, END_IMAGE, IMAGE, USER, JanusModel
+from triptych.models.magvit2 import MagViT2Codec
 from triptych.models.patch_codec import PatchCodec
+from triptych.models.showo import ShowoModel
+from triptych.models.showo_network import MARKS, ShowoLayout, ShowoNetwork, phi_config
 from triptych.models.word_tokenizer import word_tokenizer
 
 
@@ -108,9 +112,72 @@ def _start_from_dictionary(network: JanusForConditionalGeneration, codec: PatchC
     """Token embeddings are the standardised patches; the head's rows a random projection of them."""
     core = network.model
     core.vqmodel = torch.nn.Module()
-    codes = codec.codebook
-    codes = (codes - codes.mean(0)) / (codes.std(0) + 1e-3)
+    codes = _standardised(codec)
     core.generation_embeddings.weight.copy_(codes)
     width = core.generation_head.vision_head.weight.shape[1]
-    projection = torch.randn(codes.shape[1], width) / (codes.shape[1] * width) ** 0.5
-    core.generation_head.vision_head.weight.copy_(codes @ projection)
+    core.generation_head.vision_head.weight.copy_(_projected(codes, width) / width**0.5)
+
+
+def _standardised(codec: PatchCodec) -> Tensor:
+    """The dictionary ``[K, d]``, each coordinate with mean 0 and spread 1."""
+    codes = codec.codebook
+    return (codes - codes.mean(0)) / (codes.std(0) + 1e-3)
+
+
+def _projected(codes: Tensor, width: int) -> Tensor:
+    """``[K, d]`` -> ``[K, width]`` at the same scale: alike patches stay alike."""
+    return codes @ (torch.randn(codes.shape[1], width) / codes.shape[1] ** 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyShowo:
+    """Sizes of a small Show-o: pictures of ``side`` pixels in ``patch`` x ``patch`` tokens.
+
+    ``local``: a convolution over the canvas before every layer, which public models do not have.
+    """
+
+    width: int = 192
+    layers: int = 6
+    heads: int = 6
+    hidden: int = 512
+    side: int = 32
+    patch: int = 4
+    codes: int = 1024
+    spare_words: int = 64
+    local: bool = True
+
+
+def tiny_showo(
+    words: Sequence[str], sizes: TinyShowo, codec: PatchCodec | MagViT2Codec, seed: int = 0
+) -> ShowoModel:
+    """A randomly initialised Show-o; with a dictionary, embeddings and head of its codes start from it."""
+    tokenizer = word_tokenizer([*words, "user", "assistant", ":"], MARKS, spare=sizes.spare_words)
+    layout = ShowoLayout(
+        vocab_size=len(tokenizer) + sizes.codes + 1,
+        llm_vocab_size=len(tokenizer) - len(MARKS) - 1,
+        codebook_size=sizes.codes,
+        num_vq_tokens=(sizes.side // sizes.patch) ** 2,
+        local=sizes.local,
+    )
+    llm = {
+        "hidden_size": sizes.width,
+        "intermediate_size": sizes.hidden,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "max_position_embeddings": 512,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = ShowoNetwork(layout, phi_config(layout, llm))
+        if isinstance(codec, PatchCodec):
+            _start_from_codes(network, codec)
+    return ShowoModel(network, tokenizer, codec)
+
+
+@torch.no_grad()
+def _start_from_codes(network: ShowoNetwork, codec: PatchCodec) -> None:
+    """Embeddings and head's rows of image codes are random projections of the standardised patches."""
+    codes, lm = _standardised(codec), network.showo
+    rows, width = slice(network.layout.first_code, network.layout.mask_id), lm.config.hidden_size
+    lm.model.embed_tokens.weight[rows] = _projected(codes, width)
+    lm.lm_head.weight[rows] = _projected(codes, width) / width**0.5

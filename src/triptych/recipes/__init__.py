@@ -15,6 +15,7 @@ SUMMARIES = {
     "janus.lora": "the same with LoRA adapters",
     "starters.janus": "train the Janus starter from nothing",
     "starters.janus.refine": "the starter's second part: mostly drawing, then publish it",
+    "starters.showo": "train the Show-o starter from nothing",
 }
 """Every shipped recipe: the name that the command line takes, and one line about it."""
 
@@ -29,6 +30,7 @@ def recipes() -> dict[str, "Callable[[], Recipe]"]:
         "janus.lora": demo.janus_lora,
         "starters.janus": starters.janus,
         "starters.janus.refine": starters.janus_refine,
+        "starters.showo": starters.showo,
     }
 
 

@@ -31,7 +31,7 @@ from triptych.shapes.questions import answer_matches, test_questions, train_ques
 from triptych.shapes.renderer import render
 from triptych.shapes.scenes import sample_scene
 from triptych.shapes.verifier import background_drift, detect
-from triptych.trajectory import Picture, Prompt, Sample, Task
+from triptych.trajectory import NoiseKey, Picture, Prompt, Sample, Task
 
 CODEC_SCENES = 20_000
 RL_WEIGHTS = {
@@ -84,22 +84,31 @@ def _task(name: str, metadata: Mapping[str, Any]) -> Task:
 
 
 def examples(batch: int, read_share: float, seed: int) -> Callable[[int], Sequence[Example]]:
-    """Batches of supervised pairs as a pure function of the step: drawings, and questions on pictures."""
+    """Batches of supervised pairs as a pure function of the step: drawings, and questions on pictures.
+
+    The drawings' times lie one in each of equal parts of (0, 1): less noise in a batch's loss.
+    """
     reads = round(batch * read_share)
+    draws = batch - reads
 
     def at(step: int) -> list[Example]:
         rng = np.random.default_rng([seed, step, 2])
-        return [_draw(rng) for _ in range(batch - reads)] + [_read(rng) for _ in range(reads)]
+        times = (np.arange(draws) + np.random.default_rng([seed, step, 4]).random(draws)) / max(draws, 1)
+        keys = [NoiseKey(seed, step, "example", i) for i in range(draws)]
+        drawn = [_draw(rng, key, float(time)) for key, time in zip(keys, times, strict=True)]
+        return drawn + [_read(rng) for _ in range(reads)]
 
     return at
 
 
-def _draw(rng: np.random.Generator) -> Example:
+def _draw(rng: np.random.Generator, key: NoiseKey, time: float) -> Example:
     metadata = train_prompt(rng)
     return Example(
         prompt=Prompt.of(str(metadata["prompt"])),
         target=picture_of(sample_scene(metadata, rng)),
         unconditional=bool(rng.random() < UNCONDITIONAL),
+        key=key,
+        time=time,
     )
 
 

@@ -12,7 +12,7 @@ import torch
 
 from triptych.models import load, starters_folder
 from triptych.models.base import UnifiedModel
-from triptych.models.tiny import TinyJanus, tiny_janus
+from triptych.models.tiny import TinyJanus, TinyShowo, tiny_janus, tiny_showo
 from triptych.recipes import SUMMARIES, shapes_world
 from triptych.recipes.base import Parts, Recipe
 from triptych.scenarios.base import RolloutSettings
@@ -20,6 +20,13 @@ from triptych.train.loop import read_evaluations
 from triptych.train.optimizer import OptimizerConfig
 from triptych.train.run_directory import versions
 from triptych.train.supervised import SupervisedConfig, SupervisedLearner
+
+DIFFERENCES = {
+    "janus": """the VQ autoencoder, whose weights this folder therefore lacks. Everything else is the public
+layout; plain transformers opens it, reads with it and draws the same token ids.""",
+    "showo": """MAGViT-v2, and in locality: before each layer a depthwise 3 x 3 convolution over the image
+tokens is added to them (`local.*`; `"local": true` in `config.json`). All else is the public layout.""",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +37,7 @@ class StarterConfig(SupervisedConfig):
     empty means its place among Triptych's own.
     """
 
-    sizes: TinyJanus = TinyJanus()
+    sizes: TinyJanus | TinyShowo = TinyJanus()
     read_share: float = 0.5
     folder: str = ""
 
@@ -73,12 +80,29 @@ def janus_refine() -> Recipe:
     return replace(first, name=name, summary=SUMMARIES[name], config=config)
 
 
+def showo() -> Recipe:
+    """The Show-o starter: masked tokens, with locality on the canvas (METHODS 4.2)."""
+    first = janus()
+    assert isinstance(first.config, StarterConfig)
+    config = replace(
+        first.config,
+        sizes=TinyShowo(),
+        steps=1500,
+        batch=160,
+        micro_batch=160,
+        read_share=0.3,
+    )
+    return replace(first, name="starters.showo", summary=SUMMARIES["starters.showo"], config=config)
+
+
 def _build(config: StarterConfig) -> Parts:
     def model() -> UnifiedModel:
         if config.model:
             return load(config.model)
-        codec = shapes_world.codec(config.sizes.codes, config.seed)
-        return tiny_janus(shapes_world.words(), config.sizes, codec, seed=config.seed)
+        words, codec = shapes_world.words(), shapes_world.codec(config.sizes.codes, config.seed)
+        if isinstance(config.sizes, TinyShowo):
+            return tiny_showo(words, config.sizes, codec, seed=config.seed)
+        return tiny_janus(words, config.sizes, codec, seed=config.seed)
 
     examples = shapes_world.examples(config.batch, config.read_share, config.seed)
     return Parts(
@@ -138,8 +162,7 @@ Made on {date.today().isoformat()}, {torch.get_num_threads()} CPU threads
 {chr(10).join(curve)}
 
 It differs from the public model in its codec: a dictionary of 4 x 4 patches (`codec.safetensors`) in
-place of the VQ autoencoder, whose weights this folder therefore lacks. Everything else is the public
-layout; plain transformers opens it, reads with it and draws the same token ids.
+place of {DIFFERENCES[model.name]}
 """
 
 

@@ -1,0 +1,151 @@
+"""Drawing on a canvas after a prefix: shared by the models that unmask many tokens at once.
+
+The prefix (a prompt) never sees the canvas, so its keys and values are computed once, and every pass over
+the canvas attends to them, with gradients where they are wanted. The canvas sees the whole prefix and all of
+itself. Knows decoder layers of transformers (Phi's and Qwen2's alike), and not what tokens mean.
+
+Locality is an option that public models do not have: before each layer, a depthwise 3 x 3 convolution over
+the square of image tokens is added to their residual stream. A small model learns to draw with it in a
+fraction of the time, for it need not find out first which columns are neighbours.
+
+Shape legend: R rows (twice B under guidance), P prefix length, C canvas columns, N image tokens, D width.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import isqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from triptych.kernels.noise import uniforms
+from triptych.models import causal
+from triptych.models.base import Example
+from triptych.models.rows import as_recorded
+from triptych.trajectory import MaskedImageSegment, Sampling, Unmasking
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The parts of a language model that :func:`triptych.models.causal.run_layers` runs."""
+
+    layers: Sequence[Callable[..., Tensor]]
+    rotary_emb: Callable[..., tuple[Tensor, Tensor]]
+    norm: Callable[[Tensor], Tensor]
+
+
+class Past:
+    """Keys and values of columns that were run before; those that attend to them are not added."""
+
+    def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self.pairs = tuple(pairs)
+
+    def update(
+        self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        """The held columns followed by the new ones, ``[R, heads, P + new, d]``."""
+        keys, values = self.pairs[layer]
+        return torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
+
+
+class _Recorder:
+    """Keeps what each layer computes. A layer that is computed again for its gradient adds nothing."""
+
+    def __init__(self) -> None:
+        self.pairs: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(
+        self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        self.pairs.setdefault(layer, (key, value))
+        return key, value
+
+
+def remember(
+    decoder: Decoder, embeds: Tensor, mask: Tensor, place: Tensor, *, recompute: bool = False
+) -> Past:
+    """Run ``embeds [R, P, D]`` for their keys and values alone."""
+    recorder = _Recorder()
+    causal.run_layers(decoder, embeds, mask, place, recorder, recompute=recompute)
+    return Past([recorder.pairs[i] for i in range(len(decoder.layers))])
+
+
+def open_mask(valid: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive mask ``[R, 1, 1, T]``: every row of the canvas sees all valid columns, in both directions."""
+    hidden = torch.zeros(valid.shape, dtype=dtype, device=valid.device)
+    return hidden.masked_fill(~valid, torch.finfo(dtype).min)[:, None, None]
+
+
+def prepare(
+    prefix: Decoder, over: Decoder, embeds: Tensor, valid: Tensor, columns: int, *, recompute: bool = False
+) -> Callable[[Tensor], Tensor]:
+    """Run the prefix ``embeds [R, P, D]`` (left padded, ``valid [R, P]``) through ``prefix``, causally.
+
+    Returns a pass of a canvas through ``over`` (the same layers, or local ones): from embeddings of its C
+    ``columns`` after the prefix to hidden states, ``[R, C, D]`` both.
+    """
+    mask = causal.causal_mask(valid, valid.shape[1], embeds.dtype)
+    past = remember(prefix, embeds, mask, causal.positions(valid), recompute=recompute)
+    whole = torch.cat([valid, valid.new_ones(valid.shape[0], columns)], dim=1)
+    seen, place = open_mask(whole, embeds.dtype), causal.positions(whole)[:, -columns:]
+    rotary = over.rotary_emb(embeds, position_ids=place)  # the same for every pass
+    over = replace(over, rotary_emb=lambda *_, **__: rotary)
+    return lambda canvas: causal.run_layers(over, canvas, seen, place, past, recompute=recompute)
+
+
+# -- locality ------------------------------------------------------------------------------------------
+def convolutions(width: int, layers: int) -> nn.ModuleList:
+    """One depthwise convolution a layer, zero at first: then a local layer is the layer alone."""
+    made = [nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False) for _ in range(layers)]
+    for each in made:
+        nn.init.zeros_(each.weight)
+    return nn.ModuleList(made)
+
+
+def local_decoder(decoder: Decoder, mixers: nn.ModuleList, first: int) -> Decoder:
+    """``decoder`` with locality for N image tokens that lie after ``first`` columns and before a last one."""
+
+    def local(layer: Callable[..., Tensor], mixer: nn.Module) -> Callable[..., Tensor]:
+        def run(hidden: Tensor, **arguments: Any) -> Tensor:
+            return layer(_mix(mixer, hidden, first), **arguments)
+
+        return run
+
+    return replace(decoder, layers=[local(*pair) for pair in zip(decoder.layers, mixers, strict=True)])
+
+
+def _mix(mixer: nn.Module, hidden: Tensor, first: int) -> Tensor:
+    before, image, after = hidden.tensor_split([first, hidden.shape[1] - 1], dim=1)
+    side = isqrt(image.shape[1])
+    mixed: Tensor = mixer(image.transpose(1, 2).unflatten(2, (side, side)))
+    return torch.cat([before, image + mixed.flatten(2).transpose(1, 2), after], dim=1)
+
+
+# -- learning to unmask ----------------------------------------------------------------------------------
+def mask_counts(examples: Sequence[Example], tokens: int) -> Tensor:
+    """How many of N ``tokens`` each example hides, ``[B]``: the share is cos(pi t / 2), at least one."""
+    drawn = uniforms([e.key for e in examples], 1)[:, 0].tolist()
+    times = [u if e.time is None else e.time for e, u in zip(examples, drawn, strict=True)]
+    ratios = torch.tensor([math.cos(math.pi * t / 2) for t in times], dtype=torch.float64)
+    return (ratios * tokens - 1e-9).ceil().clamp(1, tokens).long()
+
+
+def target(examples: Sequence[Example], ids: Tensor) -> MaskedImageSegment:
+    """Drawings ``ids [B, N]`` to learn from, each hidden in places that the example's key draws.
+
+    Only hidden tokens count, each at its own position, as the estimator "random_mask" scores them.
+    """
+    order = uniforms([e.key for e in examples], 1 + ids.shape[1])[:, 1:].argsort(-1).argsort(-1)
+    hidden = (order < mask_counts(examples, ids.shape[1])[:, None]).to(ids.device)
+    recorded = as_recorded(examples, ids, hidden)
+    recorded["sampling"] = Sampling(unmask=Unmasking(steps=1, estimator="random_mask"))
+    once = torch.zeros_like(ids)
+    return MaskedImageSegment(
+        **recorded,
+        commit=once,
+        rank=once,
+        trained=once[:, :1],
+        draws=ids.new_zeros(len(ids), 0, ids.shape[1]),
+    )

@@ -1,0 +1,61 @@
+"""Rows of token ids: padded to one width, read back as text, recorded as what should follow a prompt.
+
+Shared by every model with a tokenizer; knows no model, no picture and no sequence format.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from triptych.models.base import Example
+from triptych.trajectory import Sampling, TextSegment
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Ids ``[B, P]`` that end in one column, and which of them count ``[B, P]``."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, torch.arange(width) >= width - lengths[:, None]
+
+
+def words(tokenizer: Any, text: str) -> list[int]:
+    """A text's ids, without the tokenizer's own begin or end."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def texts(tokenizer: Any, segment: TextSegment) -> list[str]:
+    """The written strings, up to the end token; ids that the tokenizer lacks (of pictures) say nothing."""
+    rows = [t[m].tolist() for t, m in zip(segment.tokens.cpu(), segment.mask.cpu(), strict=True)]
+    said = [[token for token in row if token < len(tokenizer)] for row in rows]
+    return [str(tokenizer.decode(row, skip_special_tokens=True)).strip() for row in said]
+
+
+def answers(tokenizer: Any, examples: Sequence[Example], end: int, device: torch.device) -> TextSegment:
+    """The examples' texts with their end token, as if they had been written."""
+    rows = [[*words(tokenizer, str(e.target)), end] for e in examples]
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    mask = torch.arange(width, device=device) < lengths[:, None]
+    return TextSegment(**as_recorded(examples, ids, mask))
+
+
+def answer_count(tokenizer: Any, examples: Sequence[Example]) -> int:
+    """How many actions :func:`answers` has: every text's words, and its end token."""
+    return sum(len(words(tokenizer, e.target)) + 1 for e in examples if isinstance(e.target, str))
+
+
+def as_recorded(examples: Sequence[Example], ids: Tensor, mask: Tensor) -> dict[str, Any]:
+    """What segments of any kind share, of targets ``ids [B, A]`` that count where ``mask [B, A]``."""
+    return {
+        "name": "target",
+        "context": tuple(e.prompt for e in examples),
+        "tokens": ids,
+        "logp": torch.zeros(ids.shape, device=ids.device),
+        "mask": mask,
+        "sampling": Sampling(),
+    }

@@ -1,0 +1,70 @@
+"""Tensors out of published folders, and into a module that must match them name by name.
+
+Knows files and tensors; which names a layout has is for the model to say.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers.utils import cached_file
+
+from triptych.errors import UserError
+
+
+def find_file(folder: str | Path, names: Sequence[str]) -> Path:
+    """The first of ``names`` that a folder has, or a hub repository (fetched into the cache)."""
+    reason = ""
+    for name in names:
+        try:
+            found = cached_file(folder, name)
+        except OSError as error:
+            reason = str(error).splitlines()[0]
+            continue
+        if found is not None:
+            return Path(found)
+    here = Path(folder).is_dir()
+    raise UserError(f"{folder} has no file named {' or '.join(names)}" + ("" if here else f": {reason}"))
+
+
+def read_state_dict(folder: str | Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """Tensors by name, on the CPU, from the first of ``names`` that exists; list safetensors files first.
+
+    Any other file is unpickled as plain tensors only: one that would run code is a :class:`UserError`.
+    """
+    path = find_file(folder, names)
+    if path.suffix == ".safetensors":
+        try:
+            return dict(load_file(path))
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a broken or hostile pickle raises is anyone's choice
+        reason = type(error).__name__
+        raise UserError(f"{path} is refused ({reason}): not plain tensors; use a safetensors file") from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path} holds something else than tensors by name; save a plain state_dict")
+    return state
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Make ``state`` the module's tensors, in place and with their dtype; the module may be on ``meta``.
+
+    A missing, unknown or misshapen tensor is a :class:`UserError` that names it and ``source``.
+    """
+    own = module.state_dict()
+    wrong = [f"{key} is missing" for key in own if key not in state]
+    wrong += [f"{key} is unknown" for key in state if key not in own]
+    wrong += [
+        f"{key} is {tuple(state[key].shape)}, not {tuple(expected.shape)}"
+        for key, expected in own.items()
+        if key in state and state[key].shape != expected.shape
+    ]
+    if wrong:
+        listed = ", ".join(wrong[:5]) + (", ..." if len(wrong) > 5 else "")
+        raise UserError(f"{source}: {len(wrong)} tensors missing, unknown or misshapen: {listed}")
+    module.load_state_dict(state, assign=True)
