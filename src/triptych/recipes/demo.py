@@ -21,7 +21,7 @@ def demo() -> Recipe:
     """GRPO on the Janus starter: draw, verify, and learn from the group (METHODS 4.4)."""
     config = PolicyConfig(
         model="starters/janus",
-        steps=62,
+        steps=60,
         prompts=32,
         group=8,
         attention="eager",

@@ -71,9 +71,8 @@ def janus_refine() -> Recipe:
         first.config,
         model="runs/starters.janus",
         seed=1,
-        steps=780,
-        read_share=0.12,
-        weights={"draw": 1.0, "read": 0.2},
+        steps=700,
+        read_share=0.3,
         optimizer=OptimizerConfig(kind="muon", lr=1e-3, muon_lr=0.02, warmup=20, decay=0.8),
         evaluate_every=0,
     )
