@@ -8,6 +8,7 @@ import pytest
 
 from pages import PAGES, ROOT, Block, blocks, commands
 from triptych import cli
+from triptych.arguments import parse
 from triptych.recipes import find
 
 SHELL = [
@@ -31,7 +32,7 @@ def check(line: str) -> None:
     if command == "recipes":
         assert not arguments
     elif command in KINDS:
-        cli._parse(KINDS[command], arguments, f"triptych {command}")
+        parse(KINDS[command], arguments, f"triptych {command}")
     else:
         if command == "demo":
             arguments = ["demo", *arguments]
