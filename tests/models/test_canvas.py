@@ -80,7 +80,7 @@ def test_a_canvas_after_its_prefix_equals_the_whole_sequence(kind: str, attentio
             torch.testing.assert_close(hidden[i], toy.plain(i))
 
 
-def not_causal(valid: Tensor, new: int, dtype: torch.dtype) -> Tensor:
+def not_causal(valid: Tensor, new: int, dtype: torch.dtype, _: None = None) -> Tensor:
     return canvas.open_mask(valid, dtype).expand(-1, -1, new, -1)
 
 
