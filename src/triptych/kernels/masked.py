@@ -266,7 +266,9 @@ def score(
             with torch.no_grad():
                 other = (reference[0](segment.tokens, masked), reference[1])
                 if with_order:
-                    found = token_kernel.score_hidden(*other, chosen, *policy, vocabulary=vocabulary)
+                    found = token_kernel.score_hidden(
+                        other[0], other[1], chosen, *policy, vocabulary=vocabulary
+                    )
                     other_logp = found.logp
         own = hidden(segment.tokens, masked)
         scores = token_kernel.score_hidden(
