@@ -182,6 +182,7 @@ def _start_from_codes(network: MaskedNetwork, codec: PatchCodec) -> None:
 class TinyUniGen(TinyShowo):
     """Sizes of a small UniGen: those of a small Show-o, and of the tower that it reads through."""
 
+    hidden: int = 384
     vision_width: int = 128
     vision_layers: int = 3
 

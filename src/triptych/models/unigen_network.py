@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -52,6 +52,7 @@ class UniGenNetwork(MaskedNetwork):
     """
 
     layout: UniGenLayout
+    base_model_prefix: ClassVar[str] = ""  # peft asks for it where a part's published names have changed
 
     def __init__(self, layout: UniGenLayout, llm: Qwen2ForCausalLM, tower: Siglip2VisionModel) -> None:
         super().__init__()
