@@ -12,15 +12,16 @@ import torch
 from tiny_models import public_janus
 from triptych.errors import UserError
 from triptych.models import load, starters_folder
-from triptych.models.tiny import TinyJanus, tiny_janus
+from triptych.models.tiny import TinyJanus, TinyShowo, tiny_janus
 from triptych.recipes import SUMMARIES, find, recipes, shapes_world
 from triptych.recipes.base import Recipe, train, with_settings
 from triptych.train.optimizer import OptimizerConfig
 from triptych.train.progress import Progress
 
 TINY = TinyJanus(width=16, layers=1, heads=2, hidden=24, vision_width=16, vision_layers=1, codes=32)
+TINY_SHOWO = TinyShowo(width=16, layers=1, heads=2, hidden=24, codes=32)
 QUICK: dict[str, Any] = {"steps": 1, "evaluate_tasks": 6}
-STEPPED = {"demo", "janus", "janus.lora", "starters.janus", "starters.janus.refine"}
+STEPPED = {"demo", "janus", "janus.lora", "starters.janus", "starters.janus.refine", "starters.showo"}
 
 
 @pytest.fixture
@@ -124,6 +125,19 @@ def test_a_starter_is_made_in_two_parts_and_described(tmp_path: Path, few_scenes
     assert learned(second, tmp_path / "second")
     check_starter(folder, tmp_path / "second", curve=["| 1 | 0 |", "| 1 | 1 |", "| 2 | 0 |", "| 2 | 1 |"])
     assert {p: p.stat().st_mtime_ns for p in starters_folder().rglob("*")} == own, "ours are left alone"
+
+
+def test_a_starter_of_masked_tokens_is_made_and_trained_further(tmp_path: Path, few_scenes: None) -> None:
+    folder = tmp_path / "starter"
+    settings = {"sizes": TINY_SHOWO, "batch": 8, "micro_batch": 4, "folder": str(folder), **QUICK}
+    made = run(with_settings(find("starters.showo"), **settings), tmp_path / "first")
+    assert {"loss/draw", "loss/read"} <= set(made["metrics"])
+    check_starter(folder, tmp_path / "first", curve=["| 1 | 0 |", "| 1 | 1 |"])
+
+    demo = with_settings(find("demo"), model=str(folder), prompts=2, group=2, **QUICK)
+    rewarded = with_settings(demo, optimizer=replace(demo.config.optimizer, lr=1e-2, warmup=0))
+    found = run(rewarded, tmp_path / "rl")
+    assert found["metrics"]["episodes"] == 4 and found["metrics"]["ratio_error"] <= 1e-5
 
 
 def check_starter(folder: Path, made_by: Path, curve: list[str]) -> None:

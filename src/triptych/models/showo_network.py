@@ -111,4 +111,5 @@ def read_layout(folder: str | Path) -> tuple[ShowoLayout, Mapping[str, Any]]:
 
 def phi_config(layout: ShowoLayout, sizes: Mapping[str, Any], qk_layernorm: bool = True) -> PhiConfig:
     """The language model's; transformers' own defaults are the sizes of phi-1.5."""
-    return PhiConfig(vocab_size=layout.vocab_size, qk_layernorm=qk_layernorm, **sizes)
+    act = "gelu_pytorch_tanh"  # phi's gelu_new as one operation
+    return PhiConfig(vocab_size=layout.vocab_size, qk_layernorm=qk_layernorm, hidden_act=act, **sizes)

@@ -21,6 +21,13 @@ from triptych.train.optimizer import OptimizerConfig
 from triptych.train.run_directory import versions
 from triptych.train.supervised import SupervisedConfig, SupervisedLearner
 
+DIFFERENCES = {
+    "janus": """the VQ autoencoder, whose weights this folder therefore lacks. Everything else is the public
+layout; plain transformers opens it, reads with it and draws the same token ids.""",
+    "showo": """MAGViT-v2, and in locality: before each layer a depthwise 3 x 3 convolution over the image
+tokens is added to them (`local.*`; `"local": true` in `config.json`). All else is the public layout.""",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class StarterConfig(SupervisedConfig):
@@ -155,8 +162,7 @@ Made on {date.today().isoformat()}, {torch.get_num_threads()} CPU threads
 {chr(10).join(curve)}
 
 It differs from the public model in its codec: a dictionary of 4 x 4 patches (`codec.safetensors`) in
-place of the VQ autoencoder, whose weights this folder therefore lacks. Everything else is the public
-layout; plain transformers opens it, reads with it and draws the same token ids.
+place of {DIFFERENCES[model.name]}
 """
 
 
