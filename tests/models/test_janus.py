@@ -423,6 +423,8 @@ def test_asking_for_what_it_cannot_give_is_a_clear_error(need: str) -> None:
     for kind in ("image", "text"):
         with pytest.raises(UserError, match="unmask is for masked tokens"):
             generate(model, kind, [PROMPT], Sampling(unmask=Unmasking(steps=4)))
+        with pytest.raises(UserError, match="source_guidance is for edits"):
+            generate(model, kind, [PROMPT], Sampling(source_guidance=1.5))
     with pytest.raises(UserError, match="picture of a text segment"):
         model.decode(generate(model, "text", [PROMPT], Sampling()))
     with pytest.raises(UserError, match="janus cannot edit; it can draw, read"):

@@ -212,6 +212,22 @@ def test_two_scales_fall_back_to_one_and_to_none() -> None:
 
 
 @torch.no_grad()
+def test_greedy_edits_take_the_likeliest_token_under_both_scales() -> None:
+    model, prompts = public_unigen(), edit_prompts()
+    about = replace(sampling("three", steps=2, order="confidence", order_temperature=0.0), temperature=0.0)
+    found = model.generate_image(prompts, about, keys(5))
+    for i, prompt in enumerate(prompts):
+        for step in range(2):
+            hidden = found.commit[i : i + 1] >= step
+            best = plain_edit(model, prompt, found.tokens[i : i + 1], hidden, 3.0, 1.5)[0]
+            here = found.commit[i] == step
+            assert torch.equal(best.argmax(-1)[here], found.tokens[i][here])
+            if step == 0:  # the most confident come first
+                sure = best.log_softmax(-1).amax(-1)
+                assert float(sure[here].min()) >= float(sure[~here].max()) - 1e-5
+
+
+@torch.no_grad()
 def test_pictures_of_a_group_and_of_all_branches_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, seen = starter_unigen(), []
     look = model.network.look

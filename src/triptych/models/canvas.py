@@ -95,7 +95,7 @@ def prepare(
     Returns a pass of a canvas through ``over`` (the same layers, or local ones): from embeddings of its C
     ``columns`` after the prefix to hidden states, ``[R, C, D]`` both.
     """
-    mask = causal.causal_mask(valid, valid.shape[1], embeds.dtype, seen)
+    mask = causal.opened(causal.causal_mask(valid, valid.shape[1], embeds.dtype), seen)
     past = remember(prefix, embeds, mask, causal.positions(valid), recompute=recompute)
     whole = torch.cat([valid, valid.new_ones(valid.shape[0], columns)], dim=1)
     mask, place = open_mask(whole, embeds.dtype), causal.positions(whole)[:, -columns:]

@@ -51,21 +51,26 @@ class BufferCache:
         return pair[0][:, :, :end], pair[1][:, :, :end]
 
 
-def causal_mask(valid: Tensor, new: int, dtype: torch.dtype, seen: Tensor | None = None) -> Tensor:
+def causal_mask(valid: Tensor, new: int, dtype: torch.dtype) -> Tensor:
     """Additive mask ``[R, 1, new, T]``: the last ``new`` of T columns attend to earlier valid columns.
 
-    Padding columns attend to themselves, so that no row of the softmax is empty. ``seen [R, S]`` of the
-    first S columns (a prompt's pictures) are seen from before, too.
+    Padding columns attend to themselves, so that no row of the softmax is empty.
     """
     total = valid.shape[1]
     rows = torch.arange(total - new, total, device=valid.device)[:, None]
     columns = torch.arange(total, device=valid.device)
     allowed = (columns <= rows) & (valid[:, None, :] | (columns == rows))
-    if seen is not None:
-        allowed[..., : seen.shape[1]] |= seen[:, None, :]
     return torch.zeros(allowed.shape, dtype=dtype, device=valid.device).masked_fill(
         ~allowed, torch.finfo(dtype).min
     )[:, None]
+
+
+def opened(mask: Tensor, seen: Tensor | None) -> Tensor:
+    """``mask [R, 1, new, T]`` with those of the first S columns open to all that are ``seen [R, S]``."""
+    if seen is not None:
+        mask = mask.clone()
+        mask[..., : seen.shape[1]].masked_fill_(seen[:, None, None], 0)
+    return mask
 
 
 def positions(valid: Tensor) -> Tensor:
@@ -111,7 +116,7 @@ def teacher_forced(
 ) -> Tensor:
     """Hidden states ``[R, T, D]`` of sequences, or after H columns of ``past`` (``valid [R, H + T]``)."""
     new = embeds.shape[1]
-    mask, place = causal_mask(valid, new, embeds.dtype, seen), positions(valid)[:, -new:]
+    mask, place = opened(causal_mask(valid, new, embeds.dtype), seen), positions(valid)[:, -new:]
     return run_layers(lm, embeds, mask, place, past, recompute=recompute)
 
 
@@ -143,7 +148,7 @@ def autoregress(
     With guidance, R = 2B: conditional rows, then unconditional ones; both are fed the drawn token.
     ``uniforms [B, A]`` decides the draws. A row that drew ``end`` stops; its later entries are masked.
     ``past``, with room for the rest, already holds H columns before these; ``valid`` is then ``[R, H + P]``.
-    ``seen``: columns of the prefix that all of it sees, as in :func:`causal_mask`.
+    ``seen``: columns of the prefix that all of it sees, see :func:`opened`.
     """
     if sampling.unmask != Unmasking():
         raise UserError(
@@ -153,7 +158,7 @@ def autoregress(
         raise UserError("source_guidance is for edits in masked tokens: leave it at its default")
     actions, start, new = uniforms.shape[1], valid.shape[1], prefix.shape[1]
     cache = past if past is not None else BufferCache(len(lm.layers), start + actions)
-    mask = causal_mask(valid, new, prefix.dtype, seen)
+    mask = opened(causal_mask(valid, new, prefix.dtype), seen)
     valid = torch.cat([valid, valid.new_ones(valid.shape[0], actions)], dim=1)
     place = positions(valid)
     hidden = run_layers(lm, prefix, mask, place[:, start - new : start], cache)[:, -1]
