@@ -34,7 +34,8 @@ from triptych.errors import UserError
 from triptych.models import canvas, causal
 from triptych.models.base import LoraSettings
 from triptych.models.magvit2 import MagViT2Codec
-from triptych.models.masked_model import DRAW, MARKS, READ, MaskedModel, Prefix, open_codec
+from triptych.models.masked_model import MaskedModel, Prefix, open_codec
+from triptych.models.masked_network import DRAW, MARKS, READ
 from triptych.models.patch_codec import PatchCodec
 from triptych.models.quiet import quiet
 from triptych.models.rows import left_padded, words

@@ -14,7 +14,7 @@ from transformers import PhiConfig, PhiForCausalLM
 
 from triptych.errors import UserError
 from triptych.models import canvas
-from triptych.models.masked_model import MARKS, MaskedLayout, MaskedNetwork, read_config
+from triptych.models.masked_network import MARKS, MaskedLayout, MaskedNetwork, read_config
 from triptych.models.weights import fill, read_state_dict
 
 PAD = "[PAD]"

@@ -19,7 +19,7 @@ from transformers import (
 
 from triptych.models.janus import ASSISTANT, BEGIN_IMAGE, END_IMAGE, IMAGE, USER, JanusModel
 from triptych.models.magvit2 import MagViT2Codec
-from triptych.models.masked_model import MARKS, MaskedNetwork
+from triptych.models.masked_network import MARKS, MaskedNetwork
 from triptych.models.patch_codec import PatchCodec, projected, standardised
 from triptych.models.showo import ShowoModel
 from triptych.models.showo_network import ShowoLayout, ShowoNetwork, phi_config

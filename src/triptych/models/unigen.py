@@ -48,16 +48,8 @@ from triptych.errors import UserError
 from triptych.models import causal
 from triptych.models.base import LoraSettings
 from triptych.models.magvit2 import MagViT2Codec
-from triptych.models.masked_model import (
-    BEGIN_IMAGE,
-    DRAW,
-    END_IMAGE,
-    MARKS,
-    READ,
-    MaskedModel,
-    Prefix,
-    open_codec,
-)
+from triptych.models.masked_model import MaskedModel, Prefix, open_codec
+from triptych.models.masked_network import BEGIN_IMAGE, DRAW, END_IMAGE, MARKS, READ
 from triptych.models.patch_codec import PatchCodec
 from triptych.models.quiet import quiet
 from triptych.models.rows import left_padded, words

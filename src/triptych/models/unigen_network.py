@@ -23,7 +23,7 @@ from transformers import (
 
 from triptych.errors import UserError
 from triptych.models import canvas
-from triptych.models.masked_model import MaskedLayout, MaskedNetwork, read_config
+from triptych.models.masked_network import MaskedLayout, MaskedNetwork, read_config
 from triptych.models.patch_codec import projected, standardised
 from triptych.models.quiet import quiet
 from triptych.models.weights import fill, read_state_dict
