@@ -27,7 +27,8 @@ What the paper leaves open, and what we chose:
 - Pictures of different aspect ratio have as many feature columns as patches, at most ``max_num_patches``
   (256: the processor's own default); shorter prompts are padded on the left. Positions count what is there.
 - Features are those that v1 takes: hidden states before SigLIP2's last layer, unnormed.
-- Prompts are not cut (v1 cuts at 128 tokens when it draws), and no system prompt is put before them.
+- Prompts are not cut (v1 cuts at 128 tokens when it draws), and no system prompt is put before them. A
+  conversation is drawn from all of its text.
 - Pieces of a prompt are tokenised one by one, as in v1. Embeddings and head are never tied.
 - New rows of embeddings and head: see :func:`~triptych.models.unigen_network.grow`.
 
@@ -82,7 +83,8 @@ class UniGenModel(MaskedModel):
     ) -> None:
         super().__init__(network, tokenizer, codec)
         self.layout = network.layout
-        self.begin, self.end = self._token(BEGIN_TURN), self._token(END_TURN)
+        self.marks |= {mark: self._token(mark) for mark in (BEGIN_TURN, END_TURN)}
+        self.end = self.marks[END_TURN]
 
     # -- prompts as columns --------------------------------------------------------------------------
     def _looks(self, prompts: Sequence[Prompt], codes: bool) -> Mapping[int, _Look]:
