@@ -165,13 +165,13 @@ def test_a_picture_in_the_prompt_counts_for_the_distribution() -> None:
 
 def warmer_than_recorded() -> Callable[..., Tensor]:
     right = kernel.log_policy
-    return lambda logits, temperature, guidance=1.0: right(logits, 1.25 * temperature, guidance)
+    return lambda logits, temperature, guidance=1.0, *_: right(logits, 1.25 * temperature, guidance)
 
 
 def swapped_branches() -> Callable[..., Tensor]:
     right = kernel.guided
 
-    def wrong(logits: Tensor, guidance: float) -> Tensor:
+    def wrong(logits: Tensor, guidance: float, *_: None) -> Tensor:
         return right(logits if guidance == 1 else torch.cat(logits.chunk(2)[::-1]), guidance)
 
     return wrong
