@@ -180,7 +180,7 @@ def masked_segment(
         "rank": torch.rand(rows, 5, generator=generator).argsort(1),
         "trained": torch.tensor([[0, 2]]).expand(rows, -1),
         "draws": draws,
-        "sampling": Sampling(temperature=0.7, guidance=3.1, unmask=unmask),
+        "sampling": Sampling(temperature=0.7, guidance=3.1, unmask=unmask, source_guidance=1.7),
     }
     made = segment(rows, 5, seed, **{**values, **changed})  # type: ignore[arg-type]
     assert isinstance(made, MaskedImageSegment)
@@ -254,6 +254,8 @@ def test_unmasking_that_cannot_be_done_is_refused(changed: dict[str, float], mes
         ({"temperature": float("nan")}, "temperature must be 0 .greedy. or positive, got nan"),
         ({"guidance": float("nan")}, "guidance must be 0 or positive, got nan"),
         ({"temperature": float("inf")}, "temperature must be 0 .greedy. or positive, got inf"),
+        ({"source_guidance": -1.0}, "source_guidance must be 0 or positive, got -1.0"),
+        ({"source_guidance": float("nan")}, "source_guidance must be 0 or positive, got nan"),
     ],
 )
 def test_settings_that_make_no_policy_are_refused(changed: dict[str, float], message: str) -> None:

@@ -5,17 +5,21 @@ prompt and on the tokens before it. Flat ones would let a shifted or unguided po
 """
 
 from collections.abc import Callable, Sequence
+from math import ceil, prod
 
 import torch
+from PIL import Image
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration
 
 from triptych.models.janus import JanusModel
 from triptych.models.magvit2 import MagViT2Codec, MagViT2Sizes
+from triptych.models.masked_model import MaskedModel
 from triptych.models.patch_codec import PatchCodec
 from triptych.models.showo import ShowoModel
-from triptych.models.tiny import TinyJanus, TinyShowo, tiny_janus, tiny_showo
+from triptych.models.tiny import TinyJanus, TinyShowo, TinyUniGen, tiny_janus, tiny_showo, tiny_unigen
+from triptych.models.unigen import UniGenModel
 from triptych.trajectory import NoiseKey, Prompt
 
 WORDS = [
@@ -191,17 +195,29 @@ def starter_showo(seed: int = 0) -> ShowoModel:
 
 def public_showo(seed: int = 0) -> ShowoModel:
     """A Show-o in the public layout: a small MAGViT-v2 of 8 codes, and nothing local."""
+    return lively_showo(tiny_showo(WORDS, showo_sizes(8, local=False), tiny_magvit(seed), seed), seed)
+
+
+def tiny_magvit(seed: int = 0) -> MagViT2Codec:
+    """A MAGViT-v2 of 8 codes, one for 2 x 2 pixels."""
     one = {"encoder_multipliers": (1, 1), "decoder_multipliers": (1, 1)}
     blocks = {"encoder_blocks": (1, 1), "decoder_blocks": (1, 1)}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        codec = MagViT2Codec(MagViT2Sizes(bits=3, channels=4, groups=2, **one, **blocks))
-    return lively_showo(tiny_showo(WORDS, showo_sizes(8, local=False), codec, seed), seed)
+        return MagViT2Codec(MagViT2Sizes(bits=3, channels=4, groups=2, **one, **blocks))
 
 
 @torch.no_grad()
 def lively_showo(model: ShowoModel, seed: int = 0) -> ShowoModel:
-    """Redraw all weights but the norms' with unit gain, so that logits spread by about one nat."""
+    """Redraw all weights, so that logits spread by about one nat."""
+    redraw(model, seed)
+    model.network.showo.lm_head.bias[model.end] = 1.0  # so texts end now and then
+    return model
+
+
+@torch.no_grad()
+def redraw(model: MaskedModel, seed: int) -> None:
+    """New weights with unit gain; norms only a little changed."""
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.network.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)
@@ -209,8 +225,6 @@ def lively_showo(model: ShowoModel, seed: int = 0) -> ShowoModel:
             weight.add_(0.2 * noise)
         else:
             weight.copy_(noise / weight[0].numel() ** 0.5 if weight.ndim > 1 else 0.3 * noise)
-    model.network.showo.lm_head.bias[model.end] = 1.0  # so texts end now and then
-    return model
 
 
 def draw_prompts() -> list[Prompt]:
@@ -230,13 +244,13 @@ def read_prompts() -> list[Prompt]:
     ]
 
 
-def plain_showo(model: ShowoModel, ids: Tensor, allowed: Tensor, first: int | None) -> Tensor:
-    """Logits ``[M, L, V]`` of whole rows ``ids [M, L]``: PhiForCausalLM's own forward, one 4-D mask.
+def plain_rows(model: MaskedModel, embeds: Tensor, allowed: Tensor, first: int | None) -> Tensor:
+    """Logits ``[M, L, V]`` of whole rows ``embeds [M, L, D]``: the language model's own forward, a 4-D mask.
 
     ``allowed [L, L]`` says which column a row sees. Tokens of a picture begin at column ``first``: there
     locality is put in by hooks, as a sum over nine neighbours.
     """
-    lm, length = model.network.showo, ids.shape[1]
+    lm, length = model.network.lm, embeds.shape[1]
     side = round(model.draw_tokens**0.5)
 
     def mixed(weight: Tensor, hidden: Tensor) -> Tensor:
@@ -262,8 +276,8 @@ def plain_showo(model: ShowoModel, ids: Tensor, allowed: Tensor, first: int | No
     ]
     mask = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
     logits: Tensor = lm(
-        inputs_embeds=lm.model.embed_tokens(ids),
-        attention_mask=mask.expand(len(ids), 1, length, length),
+        inputs_embeds=embeds,
+        attention_mask=mask.expand(len(embeds), 1, length, length),
         position_ids=torch.arange(length)[None],
         use_cache=False,
     ).logits
@@ -287,7 +301,7 @@ def plain_canvas(
         ids = torch.cat([ends[0], canvas, ends[1]], dim=1)
         allowed = torch.ones(ids.shape[1], ids.shape[1]).tril().bool()
         allowed[len(before) - 1 :] = True
-        logits = plain_showo(model, ids, allowed, len(before))
+        logits = plain_rows(model, model.network.showo.model.embed_tokens(ids), allowed, len(before))
         return logits[:, len(before) : -1, len(model.tokenizer) : model.layout.vocab_size - 1]
 
     conditional = branch(text)
@@ -310,5 +324,151 @@ def plain_answer(model: ShowoModel, prompt: Prompt, tokens: Tensor) -> Tensor:
     ids = torch.tensor([[*seen, ident("<s>"), *words, *tokens.tolist()]])
     allowed = torch.ones(ids.shape[1], ids.shape[1]).tril().bool()
     allowed[:, : len(seen)] = True
-    logits = plain_showo(model, ids, allowed, 2 if seen else None)
+    embeds = model.network.showo.model.embed_tokens(ids)
+    logits = plain_rows(model, embeds, allowed, 2 if seen else None)
     return logits[0, -len(tokens) - 1 : -1]
+
+
+# -- UniGen: Show-o's sizes, and a tower of one layer over 16 patches at most ----------------------------
+def unigen_sizes(codes: int, local: bool) -> TinyUniGen:
+    return TinyUniGen(**vars(showo_sizes(codes, local)), vision_width=8, vision_layers=1)
+
+
+def starter_unigen(seed: int = 0) -> UniGenModel:
+    """A UniGen as starters are: a dictionary of patches, and convolutions over the canvas."""
+    codebook = torch.rand(CODES, 12, generator=torch.Generator().manual_seed(seed))
+    return lively_unigen(
+        tiny_unigen(WORDS, unigen_sizes(CODES, local=True), PatchCodec(codebook), seed), seed
+    )
+
+
+def public_unigen(seed: int = 0) -> UniGenModel:
+    """A UniGen of public parts: a small MAGViT-v2, and nothing local."""
+    return lively_unigen(tiny_unigen(WORDS, unigen_sizes(8, local=False), tiny_magvit(seed), seed), seed)
+
+
+@torch.no_grad()
+def lively_unigen(model: UniGenModel, seed: int = 0) -> UniGenModel:
+    """Redraw all weights, so that logits spread by about one nat."""
+    redraw(model, seed)
+    model.network.llm.lm_head.weight[model.end] *= 2  # so texts end now and then
+    return model
+
+
+def oblong(seed: int, height: int, width: int) -> Tensor:
+    """A random picture of any shape."""
+    return picture(seed, max(height, width))[:height, :width].contiguous()
+
+
+def edit_prompts() -> list[Prompt]:
+    """Drawings and edits side by side: long and short, sources of several shapes, one without a word."""
+    return [
+        Prompt.of("a red circle"),
+        Prompt.of(picture(1), "draw two blue circle a green square no"),
+        Prompt.of(oblong(2, 4, 16), "red"),
+        Prompt.of(""),
+        Prompt.of(oblong(3, 7, 3), ""),
+    ]
+
+
+def look_prompts() -> list[Prompt]:
+    """Questions to pictures of several shapes, to two, and to none."""
+    return [
+        Prompt.of(picture(1), "what is this ?"),
+        Prompt.of("draw"),
+        Prompt.of(oblong(2, 4, 16), "is this a red circle ? yes no two blue green"),
+        Prompt.of(oblong(3, 7, 3), picture(4), ""),
+        Prompt.of("what is a square ?"),
+    ]
+
+
+def plain_features(model: UniGenModel, seen: Tensor) -> Tensor:
+    """Projected features ``[n, D]`` of one picture: the largest grid of patches of its shape, unpadded."""
+    size, most = 2, model.layout.max_num_patches
+    sides = tuple(seen.shape[:2])
+    scales = [k * size / side for side in sides for k in range(1, most + 1)]
+
+    def grid(scale: float) -> list[int]:
+        return [max(1, ceil(side * scale / size - 1e-9)) for side in sides]
+
+    rows, columns = grid(max(s for s in scales if prod(grid(s)) <= most))
+    image = Image.fromarray(seen.numpy()).resize((columns * size, rows * size), Image.Resampling.BILINEAR)
+    pixels = torch.tensor(list(image.tobytes())).view(rows, size, columns, size, 3) / 127.5 - 1
+    patches = pixels.permute(0, 2, 1, 3, 4).reshape(1, rows * columns, -1)
+    tower = model.network.vision_tower
+    hidden = tower.embeddings(patches, torch.tensor([[rows, columns]]))
+    for layer in tower.encoder.layers:
+        hidden = layer(hidden, attention_mask=None)
+    first, _, last = model.network.mm_projector
+    result: Tensor = last(nn.functional.gelu(first(hidden)))[0]
+    return result
+
+
+def plain_prefix(model: UniGenModel, prompt: Prompt, draw: bool) -> tuple[Tensor, Tensor]:
+    """One unpadded prompt ``[P, D]``, and which of its columns are a picture's ``[P]``."""
+    embed, parts, flags = model.network.llm.model.embed_tokens, [], []
+
+    def add(ids: list[int], features: Tensor | None = None, flag: bool = False) -> None:
+        middle = embed(torch.tensor(ids, dtype=torch.long)) if features is None else features
+        ends = [
+            embed(torch.tensor([model.tokenizer.convert_tokens_to_ids(m)])) for m in ("<|soi|>", "<|eoi|>")
+        ]
+        parts.append(torch.cat([ends[0], middle, ends[1]]) if flag else middle)
+        flags.extend([flag] * len(parts[-1]))
+
+    def say(text: str) -> None:
+        add(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    if draw:
+        say("<|im_start|><|t2i|>user\n")
+    else:
+        say("<|im_start|><|mmu|>" if prompt.pictures else "<|im_start|>")
+    for source in prompt.pictures:
+        add([], plain_features(model, source), True)
+    if not draw:
+        say("user\n")
+    say(prompt.text)
+    for source in prompt.pictures if draw else []:
+        add((model._encode([source])[0] + len(model.tokenizer)).tolist(), None, True)
+    say("<|im_end|>\n<|im_start|>assistant\n")
+    return torch.cat(parts), torch.tensor(flags)
+
+
+def plain_edit(
+    model: UniGenModel,
+    prompt: Prompt,
+    tokens: Tensor,
+    masked: Tensor,
+    guidance: float = 1.0,
+    source_guidance: float | None = None,
+) -> Tensor:
+    """Logits ``[1, N, K]`` over codes on the canvas ``tokens [1, N]`` of one prompt, all columns at once."""
+    ident, first_code = model.tokenizer.convert_tokens_to_ids, len(model.tokenizer)
+    drawn = torch.where(masked, model.layout.vocab_size - 1, tokens + first_code)[0].tolist()
+    embed = model.network.llm.model.embed_tokens
+
+    def branch(said: Prompt) -> Tensor:
+        before, seen = plain_prefix(model, said, draw=True)
+        whole = torch.cat([before, embed(torch.tensor([ident("<|soi|>"), *drawn, ident("<|eoi|>")]))])[None]
+        allowed = torch.ones(whole.shape[1], whole.shape[1]).tril().bool()
+        allowed[:, : len(before)] |= seen
+        allowed[len(before) :] = True
+        logits = plain_rows(model, whole, allowed, len(before) + 1)
+        return logits[:, len(before) + 1 : -1, first_code : model.layout.vocab_size - 1]
+
+    conditional = branch(prompt)
+    if guidance == 1 and source_guidance is None:
+        return conditional
+    nothing, source = branch(Prompt.of("")), branch(Prompt.of(*prompt.pictures, ""))
+    if source_guidance is None:
+        return nothing + guidance * (conditional - nothing)
+    return nothing + source_guidance * (source - nothing) + guidance * (conditional - source)
+
+
+def plain_reply(model: UniGenModel, prompt: Prompt, tokens: Tensor) -> Tensor:
+    """Logits ``[A, V]`` that predict the answer ``tokens [A]``, all columns at once."""
+    before, seen = plain_prefix(model, prompt, draw=False)
+    whole = torch.cat([before, model.network.llm.model.embed_tokens(tokens)])[None]
+    allowed = torch.ones(whole.shape[1], whole.shape[1]).tril().bool()
+    allowed[:, : len(before)] |= seen
+    return plain_rows(model, whole, allowed, None)[0, -len(tokens) - 1 : -1]

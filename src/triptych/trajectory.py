@@ -114,6 +114,8 @@ class Sampling:
     ``temperature`` divides the logits; 0 means greedy, which leaves nothing to train on.
     ``guidance`` s mixes ``u + s (c - u)``; 1 is off. ``max_tokens`` bounds a text segment; ``unmask`` is for
     drawings of masked tokens.
+    ``source_guidance`` s_I is for edits: ``u + s_I (i - u) + s (c - i)``, where i sees the source picture
+    and no text; None is s_I = s, in two passes instead of three.
     Truncations (top-k, top-p) change the policy in a way that scoring cannot see; none is offered.
     """
 
@@ -121,12 +123,15 @@ class Sampling:
     guidance: float = 1.0
     max_tokens: int = 32
     unmask: Unmasking = Unmasking()
+    source_guidance: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
             raise UserError(f"temperature must be 0 (greedy) or positive, got {self.temperature}")
         if not 0 <= self.guidance < math.inf:
             raise UserError(f"guidance must be 0 or positive, got {self.guidance}")
+        if self.source_guidance is not None and not 0 <= self.source_guidance < math.inf:
+            raise UserError(f"source_guidance must be 0 or positive, got {self.source_guidance}")
         if self.max_tokens < 1:
             raise UserError(f"max_tokens must be at least 1, got {self.max_tokens}")
 

@@ -647,7 +647,7 @@ def test_a_temperature_lost_in_sampling_and_scoring_alike_is_seen(
     case_of(settings)
     right = token_kernel.log_policy
     monkeypatch.setattr(
-        token_kernel, "log_policy", lambda logits, _, guidance=1.0: right(logits, 1.0, guidance)
+        token_kernel, "log_policy", lambda logits, _, guidance=1.0, *__: right(logits, 1.0, guidance)
     )
     policy = Policy(16, 7)
     segment = drawn(policy, settings, noise(keys(5), 16, settings.unmask))

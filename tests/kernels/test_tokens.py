@@ -9,7 +9,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tiny_models import chi_square
 from triptych.kernels.noise import uniforms
-from triptych.kernels.tokens import TokenScores, guided, log_policy, sample, score, score_hidden
+from triptych.kernels.tokens import (
+    TokenScores,
+    branches,
+    guided,
+    log_policy,
+    sample,
+    score,
+    score_hidden,
+)
 from triptych.trajectory import NoiseKey
 
 B, A, D, V = 3, 7, 5, 11
@@ -55,6 +63,48 @@ def test_guidance_is_u_plus_s_times_c_minus_u_conditional_rows_first(guidance: f
 def test_guidance_one_takes_the_conditional_rows_alone() -> None:
     both = normal(2 * B, V)
     torch.testing.assert_close(log_policy(both[:B], 1.0, 1.0), log_policy(both, 1.0, 1.0 + 1e-7))
+
+
+def test_two_scales_mix_three_branches_conditional_then_source_then_unconditional() -> None:
+    rows = torch.tensor([[1.0, 2.0, 4.0], [0.0, 3.0, -2.0], [0.5, 5.0, -1.0]])
+    expected = [u + 1.5 * (i - u) + 3.0 * (c - i) for c, i, u in zip(*rows.tolist(), strict=True)]
+    assert guided(rows, 3.0, 1.5)[0].tolist() == pytest.approx(expected)
+    policy = Categorical(logits=torch.tensor([expected]) / 0.7)
+    torch.testing.assert_close(log_policy(rows, 0.7, 3.0, 1.5), policy.logits)
+    assert [branches(1.0), branches(3.0), branches(1.0, 1.0), branches(3.0, 3.0)] == [1, 2, 3, 3]
+
+
+def test_two_scales_fall_back_to_one_and_to_none() -> None:
+    cond, source, uncond = normal(3 * B, V).chunk(3)
+    three = torch.cat([cond, source, uncond])
+    torch.testing.assert_close(log_policy(three, 1.0, 1.0, 1.0), log_policy(cond, 1.0))
+    two = log_policy(torch.cat([cond, uncond]), 0.8, 3.0)
+    torch.testing.assert_close(log_policy(three, 0.8, 3.0, 3.0), two, atol=1e-5, rtol=1e-5)
+    without = torch.cat([cond, uncond, uncond])  # no source picture: its rows are the unconditional ones
+    for scale in (0.0, 1.5, 7.0):
+        torch.testing.assert_close(log_policy(without, 0.8, 3.0, scale), two, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(log_policy(three, 0.8, 3.0, 1.5), two, atol=0.1)
+
+
+def test_two_scales_are_drawn_scored_and_compared_alike() -> None:
+    rows, other, taken = normal(3 * B, A, V), normal(3 * B, A, V, seed=1), tokens()
+    about = (0.8, 3.0, 1.5)
+    found = score(rows, taken, *about, entropy=True, reference_logits=other)
+    policy, reference = (Categorical(logits=guided(x, 3.0, 1.5) / 0.8) for x in (rows, other))
+    torch.testing.assert_close(found.logp, policy.log_prob(taken))
+    torch.testing.assert_close(found.kl, kl_divergence(policy, reference), atol=1e-5, rtol=1e-5)
+    uniform = torch.rand(B, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    drawn = sample(rows[:, 0], uniform, *about)
+    torch.testing.assert_close(drawn.logp, score(rows[:, :1], drawn.tokens[:, None], *about).logp[:, 0])
+    greedy = sample(rows[:, 0], uniform, 0.0, 3.0, 1.5).tokens
+    assert torch.equal(greedy, guided(rows, 3.0, 1.5)[:, 0].argmax(-1))
+    head, one, two = nn.Linear(D, V), normal(3 * B, A, D, seed=3), normal(3 * B, A, D, seed=4)
+    whole = score(head(one), taken, *about, reference_logits=head(two))
+    for at_once in (1, 2**20):
+        sizes = {"chunk_elements": at_once, "vocabulary": V}
+        chunked = score_hidden(one, head, taken, *about, reference=(two, head), **sizes)
+        torch.testing.assert_close(chunked.logp, whole.logp)
+        torch.testing.assert_close(chunked.kl, whole.kl)
 
 
 def test_half_precision_logits_are_scored_in_full_precision() -> None:

@@ -50,16 +50,18 @@ class Toy:
             valid[i, width - len(row) :] = True
         return embeds, valid
 
-    def run(self, width: int = PREFIX, recompute: bool = False) -> Tensor:
-        ready = canvas.prepare(self.decoder, self.decoder, *self.padded(width), COLUMNS, recompute=recompute)
+    def run(self, width: int = PREFIX, recompute: bool = False, seen: Tensor | None = None) -> Tensor:
+        both = (self.decoder, self.decoder)
+        ready = canvas.prepare(*both, *self.padded(width), COLUMNS, seen=seen, recompute=recompute)
         return ready(self.canvas)
 
-    def plain(self, i: int) -> Tensor:
+    def plain(self, i: int, seen: slice = slice(0)) -> Tensor:
         """Hidden states of one row's canvas, by the model's own forward over the unpadded whole."""
         whole = torch.cat([self.rows[i], self.canvas[i]])[None]
         length = len(self.rows[i])
         allowed = torch.ones(whole.shape[1], whole.shape[1]).tril().bool()
         allowed[length:] = True
+        allowed[:, seen] = True
         mask = torch.zeros(allowed.shape, dtype=whole.dtype).masked_fill(~allowed, -1e30)[None, None]
         hidden: Tensor = self.lm(inputs_embeds=whole, attention_mask=mask, use_cache=False).last_hidden_state
         return hidden[0, length:]
@@ -78,6 +80,18 @@ def test_a_canvas_after_its_prefix_equals_the_whole_sequence(kind: str, attentio
         hidden = toy.run(width)
         for i in range(3):
             torch.testing.assert_close(hidden[i], toy.plain(i))
+
+
+@pytest.mark.parametrize("width", [PREFIX, PREFIX + 5])
+@torch.no_grad()
+def test_a_prompts_pictures_are_seen_by_all_of_it(width: int) -> None:
+    toy, seen = Toy("qwen2"), torch.zeros(3, width, dtype=torch.bool)
+    for i, length in enumerate(LENGTHS[:2]):  # columns 1 and 2 of row 0, column 1 of row 1, none of row 2
+        seen[i, width - length + 1 : width - length + 3] = True
+    hidden, without = toy.run(width, seen=seen), toy.run(width)
+    for i, columns in enumerate((slice(1, 3), slice(1, 2), slice(0))):
+        torch.testing.assert_close(hidden[i], toy.plain(i, columns))
+        assert torch.allclose(hidden[i], without[i]) is (i == 2)
 
 
 def not_causal(valid: Tensor, new: int, dtype: torch.dtype) -> Tensor:

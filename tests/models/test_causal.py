@@ -120,6 +120,15 @@ def test_the_mask_lets_each_column_see_itself_and_earlier_valid_ones() -> None:
     assert torch.equal(last, seen[:, 2:])
 
 
+def test_opened_columns_are_seen_by_every_row_and_the_others_as_before() -> None:
+    valid, seen = torch.ones(2, 4).bool(), torch.tensor([[0, 0, 1], [0, 0, 0]]).bool()
+    mask = causal.causal_mask(valid, 4, torch.float32)
+    found = causal.opened(mask, seen)[:, 0] == 0
+    assert found[0].int().tolist() == [[1, 0, 1, 0], [1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+    assert torch.equal(found[1], torch.ones(4, 4).tril().bool()) and torch.equal(found[1], mask[0, 0] == 0)
+    assert causal.opened(mask, None) is mask
+
+
 def padding_is_seen(valid: Tensor, new: int, dtype: torch.dtype) -> Tensor:
     return causal_mask(torch.ones_like(valid), new, dtype)
 

@@ -165,13 +165,13 @@ def test_a_picture_in_the_prompt_counts_for_the_distribution() -> None:
 
 def warmer_than_recorded() -> Callable[..., Tensor]:
     right = kernel.log_policy
-    return lambda logits, temperature, guidance=1.0: right(logits, 1.25 * temperature, guidance)
+    return lambda logits, temperature, guidance=1.0, *_: right(logits, 1.25 * temperature, guidance)
 
 
 def swapped_branches() -> Callable[..., Tensor]:
     right = kernel.guided
 
-    def wrong(logits: Tensor, guidance: float) -> Tensor:
+    def wrong(logits: Tensor, guidance: float, *_: None) -> Tensor:
         return right(logits if guidance == 1 else torch.cat(logits.chunk(2)[::-1]), guidance)
 
     return wrong
@@ -423,6 +423,8 @@ def test_asking_for_what_it_cannot_give_is_a_clear_error(need: str) -> None:
     for kind in ("image", "text"):
         with pytest.raises(UserError, match="unmask is for masked tokens"):
             generate(model, kind, [PROMPT], Sampling(unmask=Unmasking(steps=4)))
+        with pytest.raises(UserError, match="source_guidance is for edits"):
+            generate(model, kind, [PROMPT], Sampling(source_guidance=1.5))
     with pytest.raises(UserError, match="picture of a text segment"):
         model.decode(generate(model, "text", [PROMPT], Sampling()))
     with pytest.raises(UserError, match="janus cannot edit; it can draw, read"):

@@ -521,6 +521,8 @@ def test_what_does_not_apply_is_a_clear_error() -> None:
         model.generate_text([Prompt.of(picture(1), picture(2), "a")], Sampling(), one)
     with pytest.raises(UserError, match=r"without guidance; got guidance 2\.0"):
         model.generate_text([ask], Sampling(guidance=2.0), one)
+    with pytest.raises(UserError, match="source_guidance is for edits, and showo cannot edit"):
+        model.generate_image(draw_prompts(), Sampling(source_guidance=1.5), keys(5))
     with pytest.raises(UserError, match="unmask is for masked tokens"):
         model.generate_text([ask], Sampling(unmask=Unmasking(steps=4)), one)
     with pytest.raises(UserError, match="picture of a text segment"):

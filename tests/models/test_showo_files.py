@@ -16,8 +16,9 @@ from triptych.errors import UserError
 from triptych.models import load
 from triptych.models.base import LoraSettings
 from triptych.models.magvit2 import MagViT2Codec
+from triptych.models.masked_network import MARKS
 from triptych.models.showo import ShowoModel
-from triptych.models.showo_network import MARKS, ShowoLayout, ShowoNetwork, phi_config
+from triptych.models.showo_network import ShowoLayout, ShowoNetwork, phi_config
 from triptych.models.word_tokenizer import word_tokenizer
 from triptych.trajectory import Sampling, Segment, Unmasking
 

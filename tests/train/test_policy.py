@@ -152,7 +152,7 @@ def hidden_states_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def guidance_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel, "guided", lambda logits, guidance: logits.chunk(2)[0])
+    monkeypatch.setattr(kernel, "guided", lambda logits, *_: logits.chunk(2)[0])
 
 
 @pytest.mark.parametrize("mistake", [wrong_temperature, hidden_states_off_by_one, guidance_forgotten])

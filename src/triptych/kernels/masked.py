@@ -49,7 +49,7 @@ from triptych.kernels.tokens import TokenScores
 from triptych.trajectory import MaskedImageSegment, NoiseKey, Sampling, Unmasking
 
 Hidden = Callable[[Tensor, Tensor], Tensor]
-"""Hidden states ``[B or 2B, N, D]`` of a canvas: ``tokens [B, N]``, hidden where ``masked [B, N]``."""
+"""Hidden states ``[B, 2B or 3B, N, D]`` of a canvas: ``tokens [B, N]``, hidden where ``masked [B, N]``."""
 Head = Callable[[Tensor], Tensor]
 
 
@@ -138,7 +138,7 @@ def unmask(hidden: Hidden, head: Head, noise: Noise, sampling: Sampling) -> Unma
         drawn, drawn_logp = _draw(logits, noise.draw[:, step], sampling)
         confidence = drawn_logp
         if sampling.temperature == 0:  # a greedy draw is certain; its confidence is that of temperature 1
-            confidence = token_kernel.score(logits, drawn, 1.0, sampling.guidance).logp
+            confidence = token_kernel.score(logits, drawn, 1.0, *_policy(sampling)[1:]).logp
         scale = order_scale(settings, torch.full((rows,), step, device=device))
         picked = _pick(confidence, noise.order[:, step], masked, count, scale, settings)
         tokens.scatter_(1, picked, drawn.gather(1, picked))
@@ -154,15 +154,19 @@ def unmask(hidden: Hidden, head: Head, noise: Noise, sampling: Sampling) -> Unma
     mask = _action_mask(commit, noise, settings)
     if settings.estimator == "random_mask" and sampling.temperature:
         logits = head(hidden(tokens, noise.shared))
-        scores = token_kernel.score(logits, tokens, sampling.temperature, sampling.guidance)
-        logp[:, 0] = scores.logp
+        logp[:, 0] = token_kernel.score(logits, tokens, *_policy(sampling)).logp
     recorded = torch.cat([logp.flatten(1), order_logp], 1) if exact else logp[:, 0]
     return Unmasked(tokens, recorded * mask, mask, commit, rank, noise.trained, draws)
 
 
+def _policy(sampling: Sampling) -> tuple[float, float, float | None]:
+    """What decides the policy beside the logits."""
+    return sampling.temperature, sampling.guidance, sampling.source_guidance
+
+
 def _draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """One token a position, ``[B, N]`` each: tokens and log-probabilities."""
-    mixed = token_kernel.guided(logits.float(), sampling.guidance).flatten(0, 1)
+    mixed = token_kernel.guided(logits.float(), *_policy(sampling)[1:]).flatten(0, 1)
     width = max(1, token_kernel.CHUNK_ELEMENTS // mixed.shape[1])
     pieces = zip(mixed.split(width), uniform.flatten().split(width), strict=True)
     drawn = [token_kernel.sample(piece, u, sampling.temperature) for piece, u in pieces]
@@ -252,7 +256,7 @@ def score(
     reference's functions must compute with the reference's weights by themselves.
     """
     sampling, settings = segment.sampling, segment.sampling.unmask
-    policy = (sampling.temperature, sampling.guidance)
+    policy = _policy(sampling)
     with_order = settings.estimator == "exact" and _order_is_drawn(settings)
 
     def canvas(chosen: Tensor, masked: Tensor) -> tuple[TokenScores, Tensor | None]:
@@ -262,7 +266,9 @@ def score(
             with torch.no_grad():
                 other = (reference[0](segment.tokens, masked), reference[1])
                 if with_order:
-                    found = token_kernel.score_hidden(*other, chosen, *policy, vocabulary=vocabulary)
+                    found = token_kernel.score_hidden(
+                        other[0], other[1], chosen, *policy, vocabulary=vocabulary
+                    )
                     other_logp = found.logp
         own = hidden(segment.tokens, masked)
         scores = token_kernel.score_hidden(

@@ -18,20 +18,33 @@ CHUNK_ELEMENTS = 2**24
 """How many logits one chunk of :func:`score_hidden` may hold at once (64 MiB in fp32)."""
 
 
-def guided(logits: Tensor, guidance: float) -> Tensor:
+def branches(guidance: float, source_guidance: float | None = None) -> int:
+    """How many rows of logits :func:`guided` takes for each row that acts."""
+    return 3 if source_guidance is not None else 1 if guidance == 1 else 2
+
+
+def guided(logits: Tensor, guidance: float, source_guidance: float | None = None) -> Tensor:
     """Mix ``[2B, ..., V]`` (conditional rows first, then unconditional) to ``u + s (c - u)`` ``[B, ..., V]``.
 
-    With ``guidance == 1`` the input has no unconditional rows and is returned as it is.
+    With ``guidance == 1`` the input has no unconditional rows and is returned as it is. With a
+    ``source_guidance`` s_I there are ``[3B, ..., V]``: between them come rows i that see a source picture
+    and no text, and the mix is ``u + s_I (i - u) + s (c - i)`` (UniGen-1.5, arXiv 2511.14760; after
+    InstructPix2Pix, arXiv 2211.09800).
     """
+    if source_guidance is not None:
+        cond, source, uncond = logits.chunk(3)
+        return uncond + source_guidance * (source - uncond) + guidance * (cond - source)
     if guidance == 1:
         return logits
     cond, uncond = logits.chunk(2)
     return uncond + guidance * (cond - uncond)
 
 
-def log_policy(logits: Tensor, temperature: float, guidance: float = 1.0) -> Tensor:
+def log_policy(
+    logits: Tensor, temperature: float, guidance: float = 1.0, source_guidance: float | None = None
+) -> Tensor:
     """Log-probabilities of the policy that acts, ``[B, ..., V]`` fp32."""
-    return torch.log_softmax(guided(logits.float(), guidance) / temperature, dim=-1)
+    return torch.log_softmax(guided(logits.float(), guidance, source_guidance) / temperature, dim=-1)
 
 
 @dataclass(frozen=True)
@@ -42,15 +55,21 @@ class Draw:
     logp: Tensor
 
 
-def sample(logits: Tensor, uniform: Tensor, temperature: float, guidance: float = 1.0) -> Draw:
+def sample(
+    logits: Tensor,
+    uniform: Tensor,
+    temperature: float,
+    guidance: float = 1.0,
+    source_guidance: float | None = None,
+) -> Draw:
     """Draw one token a row by inverting the cumulative distribution at ``uniform`` ``[B]`` (float64).
 
     ``temperature == 0`` takes the most likely token, with log-probability 0: a certain action.
     """
     if temperature == 0:
-        tokens = guided(logits.float(), guidance).argmax(-1)
+        tokens = guided(logits.float(), guidance, source_guidance).argmax(-1)
         return Draw(tokens, torch.zeros_like(tokens, dtype=torch.float32))
-    logp = log_policy(logits, temperature, guidance)
+    logp = log_policy(logits, temperature, guidance, source_guidance)
     cdf = logp.double().exp().cumsum(-1)
     tokens = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).squeeze(-1)
     tokens = tokens.clamp(max=logits.shape[-1] - 1)
@@ -71,20 +90,21 @@ def score(
     tokens: Tensor,
     temperature: float,
     guidance: float = 1.0,
+    source_guidance: float | None = None,
     *,
     entropy: bool = False,
     reference_logits: Tensor | None = None,
 ) -> TokenScores:
-    """Score ``tokens [B, A]`` under ``logits [B, A, V]`` (``[2B, A, V]`` with guidance).
+    """Score ``tokens [B, A]`` under ``logits [B, A, V]`` (``[2B, A, V]`` with guidance, see :func:`guided`).
 
     KL is the exact sum over the vocabulary, KL(policy || reference), non-negative.
     """
-    logp = log_policy(logits, temperature, guidance)
+    logp = log_policy(logits, temperature, guidance, source_guidance)
     chosen = logp.gather(-1, tokens[..., None]).squeeze(-1)
     spread = -(logp.exp() * logp).sum(-1) if entropy else None
     if reference_logits is None:
         return TokenScores(chosen, spread)
-    other = log_policy(reference_logits, temperature, guidance)
+    other = log_policy(reference_logits, temperature, guidance, source_guidance)
     return TokenScores(chosen, spread, (logp.exp() * (logp - other)).sum(-1))
 
 
@@ -94,6 +114,7 @@ def score_hidden(
     tokens: Tensor,
     temperature: float,
     guidance: float = 1.0,
+    source_guidance: float | None = None,
     *,
     entropy: bool = False,
     reference: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None,
@@ -108,7 +129,8 @@ def score_hidden(
 
     def part(h: Tensor, t: Tensor, r: Tensor | None) -> tuple[Tensor, ...]:
         reference_logits = reference[1](r) if reference is not None and r is not None else None
-        scores = score(head(h), t, temperature, guidance, entropy=entropy, reference_logits=reference_logits)
+        policy = (temperature, guidance, source_guidance)
+        scores = score(head(h), t, *policy, entropy=entropy, reference_logits=reference_logits)
         return tuple(x for x in (scores.logp, scores.entropy, scores.kl) if x is not None)
 
     width = max(1, chunk_elements // (hidden.shape[0] * vocabulary))

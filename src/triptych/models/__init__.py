@@ -18,9 +18,15 @@ def load(name: str | Path, *, dtype: torch.dtype = torch.float32) -> UnifiedMode
     """
     from triptych.models.janus import JanusModel
     from triptych.models.showo import ShowoModel
+    from triptych.models.unigen import UniGenModel
+    from triptych.models.unigen_network import MODEL_TYPE
     from triptych.models.weights import find_file
 
-    families: dict[str, type[UnifiedModel]] = {"janus": JanusModel, "showo": ShowoModel}
+    families: dict[str, type[UnifiedModel]] = {
+        "janus": JanusModel,
+        "showo": ShowoModel,
+        MODEL_TYPE: UniGenModel,
+    }
     folder = resolve(str(name))
     try:
         about = folder if (Path(folder) / "config.json").exists() else base_of(Path(folder)) or folder

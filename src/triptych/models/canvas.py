@@ -8,7 +8,8 @@ Locality is an option that public models do not have: before each layer, a depth
 the square of image tokens is added to their residual stream. A small model learns to draw with it in a
 fraction of the time, for it need not find out first which columns are neighbours.
 
-Shape legend: R rows (twice B under guidance), P prefix length, C canvas columns, N image tokens, D width.
+Shape legend: R rows (B times the branches of guidance), P prefix length, C canvas columns, N image tokens,
+D width.
 """
 
 import math
@@ -79,20 +80,28 @@ def open_mask(valid: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def prepare(
-    prefix: Decoder, over: Decoder, embeds: Tensor, valid: Tensor, columns: int, *, recompute: bool = False
+    prefix: Decoder,
+    over: Decoder,
+    embeds: Tensor,
+    valid: Tensor,
+    columns: int,
+    *,
+    seen: Tensor | None = None,
+    recompute: bool = False,
 ) -> Callable[[Tensor], Tensor]:
-    """Run the prefix ``embeds [R, P, D]`` (left padded, ``valid [R, P]``) through ``prefix``, causally.
+    """Run the prefix ``embeds [R, P, D]`` (left padded, ``valid [R, P]``) through ``prefix``, causally, but
+    that all of it sees the columns ``seen [R, P]``, those of its pictures.
 
     Returns a pass of a canvas through ``over`` (the same layers, or local ones): from embeddings of its C
     ``columns`` after the prefix to hidden states, ``[R, C, D]`` both.
     """
-    mask = causal.causal_mask(valid, valid.shape[1], embeds.dtype)
+    mask = causal.opened(causal.causal_mask(valid, valid.shape[1], embeds.dtype), seen)
     past = remember(prefix, embeds, mask, causal.positions(valid), recompute=recompute)
     whole = torch.cat([valid, valid.new_ones(valid.shape[0], columns)], dim=1)
-    seen, place = open_mask(whole, embeds.dtype), causal.positions(whole)[:, -columns:]
+    mask, place = open_mask(whole, embeds.dtype), causal.positions(whole)[:, -columns:]
     rotary = over.rotary_emb(embeds, position_ids=place)  # the same for every pass
     over = replace(over, rotary_emb=lambda *_, **__: rotary)
-    return lambda canvas: causal.run_layers(over, canvas, seen, place, past, recompute=recompute)
+    return lambda canvas: causal.run_layers(over, canvas, mask, place, past, recompute=recompute)
 
 
 # -- locality ------------------------------------------------------------------------------------------

@@ -65,6 +65,14 @@ def causal_mask(valid: Tensor, new: int, dtype: torch.dtype) -> Tensor:
     )[:, None]
 
 
+def opened(mask: Tensor, seen: Tensor | None) -> Tensor:
+    """``mask [R, 1, new, T]`` with those of the first S columns open to all that are ``seen [R, S]``."""
+    if seen is not None:
+        mask = mask.clone()
+        mask[..., : seen.shape[1]].masked_fill_(seen[:, None, None], 0)
+    return mask
+
+
 def positions(valid: Tensor) -> Tensor:
     """Position ids ``[R, T]`` that count valid columns only: they do not depend on padding."""
     return (valid.long().cumsum(-1) - 1).clamp(min=0)
@@ -98,11 +106,17 @@ def run_layers(
 
 
 def teacher_forced(
-    lm: Any, embeds: Tensor, valid: Tensor, past: Cache | None = None, *, recompute: bool = False
+    lm: Any,
+    embeds: Tensor,
+    valid: Tensor,
+    past: Cache | None = None,
+    *,
+    seen: Tensor | None = None,
+    recompute: bool = False,
 ) -> Tensor:
     """Hidden states ``[R, T, D]`` of sequences, or after H columns of ``past`` (``valid [R, H + T]``)."""
     new = embeds.shape[1]
-    mask, place = causal_mask(valid, new, embeds.dtype), positions(valid)[:, -new:]
+    mask, place = opened(causal_mask(valid, new, embeds.dtype), seen), positions(valid)[:, -new:]
     return run_layers(lm, embeds, mask, place, past, recompute=recompute)
 
 
@@ -127,20 +141,24 @@ def autoregress(
     embed: Callable[[Tensor], Tensor],
     end: int | None = None,
     past: BufferCache | None = None,
+    seen: Tensor | None = None,
 ) -> Written:
     """Draw up to A tokens a row after ``prefix [R, P, D]`` (left padded, ``valid [R, P]``).
 
     With guidance, R = 2B: conditional rows, then unconditional ones; both are fed the drawn token.
     ``uniforms [B, A]`` decides the draws. A row that drew ``end`` stops; its later entries are masked.
     ``past``, with room for the rest, already holds H columns before these; ``valid`` is then ``[R, H + P]``.
+    ``seen``: columns of the prefix that all of it sees, see :func:`opened`.
     """
     if sampling.unmask != Unmasking():
         raise UserError(
             "unmask is for masked tokens, and these come one after another: leave it at its default"
         )
+    if sampling.source_guidance is not None:
+        raise UserError("source_guidance is for edits in masked tokens: leave it at its default")
     actions, start, new = uniforms.shape[1], valid.shape[1], prefix.shape[1]
     cache = past if past is not None else BufferCache(len(lm.layers), start + actions)
-    mask = causal_mask(valid, new, prefix.dtype)
+    mask = opened(causal_mask(valid, new, prefix.dtype), seen)
     valid = torch.cat([valid, valid.new_ones(valid.shape[0], actions)], dim=1)
     place = positions(valid)
     hidden = run_layers(lm, prefix, mask, place[:, start - new : start], cache)[:, -1]

@@ -71,3 +71,13 @@ def fit(images: Tensor, codes: int, *, size: int = 4, rounds: int = 10) -> Patch
         total = torch.zeros_like(centres).index_add_(0, which, points * weights[:, None])
         centres = torch.where(mass[:, None] > 0, total / mass.clamp(min=1e-9)[:, None], centres)
     return PatchCodec(centres)
+
+
+def standardised(codebook: Tensor) -> Tensor:
+    """A codebook ``[K, d]``, each coordinate with mean 0 and spread 1."""
+    return (codebook - codebook.mean(0)) / (codebook.std(0) + 1e-3)
+
+
+def projected(codes: Tensor, width: int) -> Tensor:
+    """``[K, d]`` -> ``[K, width]`` at the same scale, at random: alike codes stay alike."""
+    return codes @ (torch.randn(codes.shape[1], width) / codes.shape[1] ** 0.5)

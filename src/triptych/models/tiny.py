@@ -5,20 +5,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import (
     JanusConfig,
     JanusForConditionalGeneration,
     JanusVisionConfig,
     JanusVQVAEConfig,
     LlamaConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
 )
 
 from triptych.models.janus import ASSISTANT, BEGIN_IMAGE, END_IMAGE, IMAGE, USER, JanusModel
 from triptych.models.magvit2 import MagViT2Codec
-from triptych.models.patch_codec import PatchCodec
+from triptych.models.masked_network import MARKS, MaskedNetwork
+from triptych.models.patch_codec import PatchCodec, projected, standardised
 from triptych.models.showo import ShowoModel
-from triptych.models.showo_network import MARKS, ShowoLayout, ShowoNetwork, phi_config
+from triptych.models.showo_network import ShowoLayout, ShowoNetwork, phi_config
+from triptych.models.unigen import BEGIN_TURN, END_TURN, UniGenModel
+from triptych.models.unigen_network import UniGenLayout, UniGenNetwork
 from triptych.models.word_tokenizer import word_tokenizer
 
 
@@ -112,21 +118,10 @@ def _start_from_dictionary(network: JanusForConditionalGeneration, codec: PatchC
     """Token embeddings are the standardised patches; the head's rows a random projection of them."""
     core = network.model
     core.vqmodel = torch.nn.Module()
-    codes = _standardised(codec)
+    codes = standardised(codec.codebook)
     core.generation_embeddings.weight.copy_(codes)
     width = core.generation_head.vision_head.weight.shape[1]
-    core.generation_head.vision_head.weight.copy_(_projected(codes, width) / width**0.5)
-
-
-def _standardised(codec: PatchCodec) -> Tensor:
-    """The dictionary ``[K, d]``, each coordinate with mean 0 and spread 1."""
-    codes = codec.codebook
-    return (codes - codes.mean(0)) / (codes.std(0) + 1e-3)
-
-
-def _projected(codes: Tensor, width: int) -> Tensor:
-    """``[K, d]`` -> ``[K, width]`` at the same scale: alike patches stay alike."""
-    return codes @ (torch.randn(codes.shape[1], width) / codes.shape[1] ** 0.5)
+    core.generation_head.vision_head.weight.copy_(projected(codes, width) / width**0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,9 +170,59 @@ def tiny_showo(
 
 
 @torch.no_grad()
-def _start_from_codes(network: ShowoNetwork, codec: PatchCodec) -> None:
+def _start_from_codes(network: MaskedNetwork, codec: PatchCodec) -> None:
     """Embeddings and head's rows of image codes are random projections of the standardised patches."""
-    codes, lm = _standardised(codec), network.showo
+    codes, lm = standardised(codec.codebook), network.lm
     rows, width = slice(network.layout.first_code, network.layout.mask_id), lm.config.hidden_size
-    lm.model.embed_tokens.weight[rows] = _projected(codes, width)
-    lm.lm_head.weight[rows] = _projected(codes, width) / width**0.5
+    lm.model.embed_tokens.weight[rows] = projected(codes, width)
+    lm.lm_head.weight[rows] = projected(codes, width) / width**0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyUniGen(TinyShowo):
+    """Sizes of a small UniGen: those of a small Show-o, and of the tower that it reads through."""
+
+    hidden: int = 384
+    vision_width: int = 128
+    vision_layers: int = 3
+
+
+def tiny_unigen(
+    words: Sequence[str], sizes: TinyUniGen, codec: PatchCodec | MagViT2Codec, seed: int = 0
+) -> UniGenModel:
+    """A randomly initialised UniGen; with a dictionary, embeddings and head of its codes start from it."""
+    special = [*MARKS, BEGIN_TURN, END_TURN]
+    tokenizer = word_tokenizer([*words, "user", "assistant", "system"], special, spare=sizes.spare_words)
+    patches = (sizes.side // sizes.patch) ** 2
+    layout = UniGenLayout(
+        vocab_size=len(tokenizer) + sizes.codes + 1,
+        codebook_size=sizes.codes,
+        num_vq_tokens=patches,
+        local=sizes.local,
+        max_num_patches=patches,
+    )
+    llm = Qwen2Config(
+        vocab_size=layout.vocab_size,
+        hidden_size=sizes.width,
+        intermediate_size=sizes.hidden,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.heads,
+        max_position_embeddings=1024,
+    )
+    vision = Siglip2VisionConfig(
+        hidden_size=sizes.vision_width,
+        intermediate_size=4 * sizes.vision_width,
+        num_hidden_layers=sizes.vision_layers,
+        num_attention_heads=4,
+        num_patches=patches,
+        patch_size=sizes.patch,
+        vision_use_head=False,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = UniGenNetwork(layout, Qwen2ForCausalLM(llm), Siglip2VisionModel(vision))
+        _start_from_neighbourhoods(network.vision_tower.embeddings)
+        if isinstance(codec, PatchCodec):
+            _start_from_codes(network, codec)
+    return UniGenModel(network, tokenizer, codec)
