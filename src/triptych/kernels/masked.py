@@ -100,11 +100,19 @@ def noise(keys: Sequence[NoiseKey], positions: int, unmask: Unmasking) -> Noise:
         [replace(k, sample=0, segment=f"{k.segment}/shared") for k in keys], steps + 1 + positions
     )
     trained = common[:, :steps].argsort(-1)[:, : unmask.trained or steps].sort(-1).values
-    # Training's own distribution of masks: ratio cos(pi t / 2), t uniform, at least one position.
-    ratio = (math.pi / 2 * common[:, steps]).cos()
-    count = (ratio * positions).ceil().clamp(1, positions)
-    shared = common[:, steps + 1 :].argsort(-1).argsort(-1) < count[:, None]
+    shared = random_mask(common[:, steps], common[:, steps + 1 :])
     return Noise(own[:, 0], own[:, 1], trained, shared)
+
+
+def hidden_count(time: Tensor, positions: int) -> Tensor:
+    """How many of N ``positions`` training hides at ``time [B]``: the share cos(pi t / 2), at least one."""
+    share = (math.pi / 2 * time.double()).cos()
+    return (share * positions - 1e-9).ceil().clamp(1, positions).long()
+
+
+def random_mask(time: Tensor, uniform: Tensor) -> Tensor:
+    """The mask ``[B, N]`` of training at ``time [B]``: it hides the places of least ``uniform [B, N]``."""
+    return uniform.argsort(-1).argsort(-1) < hidden_count(time, uniform.shape[1])[:, None]
 
 
 @dataclass(frozen=True)

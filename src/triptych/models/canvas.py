@@ -12,7 +12,6 @@ Shape legend: R rows (B times the branches of guidance), P prefix length, C canv
 D width.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from triptych.kernels import masked as kernel
 from triptych.kernels.noise import uniforms
 from triptych.models import causal
 from triptych.models.base import Example
@@ -134,11 +134,15 @@ def _mix(mixer: nn.Module, hidden: Tensor, first: int) -> Tensor:
 
 # -- learning to unmask ----------------------------------------------------------------------------------
 def mask_counts(examples: Sequence[Example], tokens: int) -> Tensor:
-    """How many of N ``tokens`` each example hides, ``[B]``: the share is cos(pi t / 2), at least one."""
+    """How many of N ``tokens`` each example hides, ``[B]``."""
+    return kernel.hidden_count(_times(examples), tokens)
+
+
+def _times(examples: Sequence[Example]) -> Tensor:
+    """``[B]``; drawn from its key where an example has none."""
     drawn = uniforms([e.key for e in examples], 1)[:, 0].tolist()
     times = [u if e.time is None else e.time for e, u in zip(examples, drawn, strict=True)]
-    ratios = torch.tensor([math.cos(math.pi * t / 2) for t in times], dtype=torch.float64)
-    return (ratios * tokens - 1e-9).ceil().clamp(1, tokens).long()
+    return torch.tensor(times, dtype=torch.float64)
 
 
 def target(examples: Sequence[Example], ids: Tensor) -> MaskedImageSegment:
@@ -146,8 +150,8 @@ def target(examples: Sequence[Example], ids: Tensor) -> MaskedImageSegment:
 
     Only hidden tokens count, each at its own position, as the estimator "random_mask" scores them.
     """
-    order = uniforms([e.key for e in examples], 1 + ids.shape[1])[:, 1:].argsort(-1).argsort(-1)
-    hidden = (order < mask_counts(examples, ids.shape[1])[:, None]).to(ids.device)
+    places = uniforms([e.key for e in examples], 1 + ids.shape[1])[:, 1:]
+    hidden = kernel.random_mask(_times(examples), places).to(ids.device)
     recorded = as_recorded(examples, ids, hidden)
     recorded["sampling"] = Sampling(unmask=Unmasking(steps=1, estimator="random_mask"))
     once = torch.zeros_like(ids)

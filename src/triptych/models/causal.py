@@ -158,7 +158,7 @@ def autoregress(
         raise UserError("source_guidance is for edits in masked tokens: leave it at its default")
     actions, start, new = uniforms.shape[1], valid.shape[1], prefix.shape[1]
     cache = past if past is not None else BufferCache(len(lm.layers), start + actions)
-    mask = opened(causal_mask(valid, new, prefix.dtype), seen)
+    mask: Tensor | None = opened(causal_mask(valid, new, prefix.dtype), seen)
     valid = torch.cat([valid, valid.new_ones(valid.shape[0], actions)], dim=1)
     place = positions(valid)
     hidden = run_layers(lm, prefix, mask, place[:, start - new : start], cache)[:, -1]
@@ -180,7 +180,7 @@ def autoregress(
         if a + 1 < actions:
             again = draw.tokens.repeat(prefix.shape[0] // draw.tokens.shape[0])
             column = start + a
-            seen = full_mask[..., : column + 1] if full_mask is not None else None
-            hidden = run_layers(lm, embed(again)[:, None], seen, place[:, column : column + 1], cache)[:, -1]
+            mask = full_mask[..., : column + 1] if full_mask is not None else None
+            hidden = run_layers(lm, embed(again)[:, None], mask, place[:, column : column + 1], cache)[:, -1]
     taken = torch.stack(masks, 1)
     return Written(torch.stack(drawn, 1) * taken, torch.stack(logps, 1) * taken, taken)

@@ -20,7 +20,7 @@ from typing import ClassVar, Self
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from triptych.errors import UserError
 from triptych.kernels import masked as kernel
@@ -33,6 +33,7 @@ from triptych.models.magvit2 import MagViT2Codec
 from triptych.models.masked_network import BEGIN_IMAGE, DRAW, END_IMAGE, READ, MaskedNetwork
 from triptych.models.packed import packed, quick
 from triptych.models.patch_codec import PatchCodec
+from triptych.models.quiet import quiet
 from triptych.models.rows import answer_count, answers, texts
 from triptych.trajectory import MaskedImageSegment, NoiseKey, Picture, Prompt, Sampling, Segment, TextSegment
 
@@ -298,6 +299,16 @@ def open_codec(folder: str | Path, otherwise: str | None = None) -> PatchCodec |
         return PatchCodec.load(Path(folder))
     inside = Path(folder) / CODEC_FOLDER
     return MagViT2Codec.load(inside if inside.is_dir() or otherwise is None else otherwise)
+
+
+def open_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub name."""
+    try:
+        with quiet():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no tokenizer at {source}: {str(error).splitlines()[0]}") from None
+    return tokenizer
 
 
 def fit(picture: Picture, size: int) -> Picture:

@@ -5,6 +5,7 @@ prompt becomes columns the model's (:mod:`triptych.models.masked_model`).
 """
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
@@ -57,21 +58,21 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a JSON object: {error}") from None
 
 
-class MaskedNetwork(nn.Module):
+class MaskedNetwork(nn.Module, ABC):
     """All weights of such a model; which modules hold them is the public layout's choice."""
 
     layout: MaskedLayout
     local: nn.ModuleList | None
 
     @property
+    @abstractmethod
     def lm(self) -> Any:
         """The causal language model of transformers, with its head."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def norm(self) -> nn.Module:
         """What follows the last layer."""
-        raise NotImplementedError
 
     @property
     def config(self) -> Any:

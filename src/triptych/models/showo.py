@@ -28,16 +28,15 @@ from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from triptych.errors import UserError
 from triptych.models import canvas, causal
 from triptych.models.base import LoraSettings
 from triptych.models.magvit2 import MagViT2Codec
-from triptych.models.masked_model import MaskedModel, Prefix, open_codec
+from triptych.models.masked_model import MaskedModel, Prefix, open_codec, open_tokenizer
 from triptych.models.masked_network import DRAW, MARKS, READ
 from triptych.models.patch_codec import PatchCodec
-from triptych.models.quiet import quiet
 from triptych.models.rows import left_padded, words
 from triptych.models.showo_network import PAD, ShowoLayout, ShowoNetwork
 from triptych.trajectory import Prompt, Segment
@@ -148,12 +147,7 @@ class ShowoModel(MaskedModel):
 def _open_tokenizer(folder: str | Path, layout: ShowoLayout) -> PreTrainedTokenizerBase:
     """The folder's own, or the language model's with the marks added, in the public order."""
     inside = (Path(folder) / "tokenizer_config.json").exists()
-    source = folder if inside else layout.llm_model_path
-    try:
-        with quiet():
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no tokenizer at {source}: {str(error).splitlines()[0]}") from None
+    tokenizer = open_tokenizer(folder if inside else layout.llm_model_path)
     if not inside:
         tokenizer.add_special_tokens({"pad_token": PAD})
         tokenizer.add_tokens(list(MARKS), special_tokens=True)

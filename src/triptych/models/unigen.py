@@ -43,16 +43,15 @@ from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2ForCausalLM, Siglip2VisionModel
+from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM, Siglip2VisionModel
 
 from triptych.errors import UserError
 from triptych.models import causal
 from triptych.models.base import LoraSettings
 from triptych.models.magvit2 import MagViT2Codec
-from triptych.models.masked_model import MaskedModel, Prefix, open_codec
+from triptych.models.masked_model import MaskedModel, Prefix, open_codec, open_tokenizer
 from triptych.models.masked_network import BEGIN_IMAGE, DRAW, END_IMAGE, MARKS, READ
 from triptych.models.patch_codec import PatchCodec
-from triptych.models.quiet import quiet
 from triptych.models.rows import left_padded, words
 from triptych.models.unigen_network import UniGenLayout, UniGenNetwork, cut, grow, open_part
 from triptych.trajectory import Prompt, Segment
@@ -214,13 +213,3 @@ class UniGenModel(MaskedModel):
             network = UniGenNetwork(layout, llm, tower)
         network.mm_projector.to(dtype)
         return cls(network, tokenizer, codec)
-
-
-def open_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub name."""
-    try:
-        with quiet():
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no tokenizer: {str(error).splitlines()[0]}") from None
-    return tokenizer
