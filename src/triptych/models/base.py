@@ -92,12 +92,13 @@ class _Reference:
 class UnifiedModel(nn.Module, ABC):
     """One policy that reads, draws and edits.
 
-    ``network`` holds all weights. ``can`` says which of "read", "draw", "edit" the model does; asking for
-    another is an error. The model stays in eval mode for good: dropout in one of two passes would make
-    the policy that is scored another one than the policy that acted.
+    ``network`` holds all weights. ``can`` says which of "read", "draw", "edit" the model does, which an
+    instance may narrow where its files hold less; asking for another is an error. The model stays in eval
+    mode for good: dropout in one of two passes would make the policy that is scored another one than the
+    policy that acted.
     """
 
-    can: ClassVar[frozenset[str]] = frozenset()
+    can: frozenset[str] = frozenset()
     name: ClassVar[str] = "model"
     network: Any
 

@@ -87,7 +87,7 @@ class _Context:
 class JanusModel(UnifiedModel):
     """Janus behind the :class:`~triptych.models.base.UnifiedModel` contract: reads and draws."""
 
-    can: ClassVar[frozenset[str]] = frozenset({"read", "draw"})
+    can: frozenset[str] = frozenset({"read", "draw"})
     name: ClassVar[str] = "janus"
 
     def __init__(

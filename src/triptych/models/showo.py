@@ -49,7 +49,7 @@ PHI_LINEAR = ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2")
 class ShowoModel(MaskedModel):
     """Show-o behind the :class:`~triptych.models.base.UnifiedModel` contract: reads and draws."""
 
-    can: ClassVar[frozenset[str]] = frozenset({"read", "draw"})
+    can: frozenset[str] = frozenset({"read", "draw"})
     name: ClassVar[str] = "showo"
     title: ClassVar[str] = "Show-o"
     network: ShowoNetwork
@@ -59,6 +59,8 @@ class ShowoModel(MaskedModel):
     ) -> None:
         super().__init__(network, tokenizer, codec)
         self.layout = network.layout
+        if self.layout.w_clip_vit:
+            self.can = self.can - {"read"}
         self.begin, self.end = int(tokenizer.bos_token_id), int(tokenizer.eos_token_id)
 
     # -- drawing -----------------------------------------------------------------------------------

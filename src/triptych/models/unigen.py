@@ -72,7 +72,7 @@ class _Look:
 class UniGenModel(MaskedModel):
     """UniGen-1.5 behind the :class:`~triptych.models.base.UnifiedModel` contract: reads, draws and edits."""
 
-    can: ClassVar[frozenset[str]] = frozenset({"read", "draw", "edit"})
+    can: frozenset[str] = frozenset({"read", "draw", "edit"})
     name: ClassVar[str] = "unigen"
     title: ClassVar[str] = "UniGen"
     network: UniGenNetwork
