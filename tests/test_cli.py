@@ -9,15 +9,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tiny_models import starter_janus
+from tiny_models import starter_janus, starter_showo
 from triptych import cli
 from triptych.arguments import flags_of
+from triptych.models import load
+from triptych.models.base import to_pictures
 from triptych.recipes import shapes_world
+from triptych.trajectory import NoiseKey, Prompt, Sampling, Unmasking
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,10 @@ TRAIN = "train demo --model tiny --steps 1 --prompts 2 --group 2 --evaluate-task
         ("recipes all", "not understood: all; `triptych recipes` takes nothing more"),
         ("eval tiny --tasks 0", "--tasks must be at least 1, got 0"),
         ("eval tiny --guidance -1", "guidance must be 0 or positive, got -1.0"),
+        ("draw tiny square --unmask.steps 0", "unmask.steps must be at least 1, got 0"),
+        ("draw tiny square --steps 8", "no setting --steps; did you mean --unmask.steps?"),
+        ("eval tiny --unmask.order sure", "--unmask.order: 'sure' is none of 'random', 'confidence'"),
+        ("eval tiny --source-guidance -1", "source_guidance must be 0 or positive, got -1.0"),
         ("draw tiny square --n 0", "--n must be at least 1, got 0"),
         ("draw tiny square --out square.gif", "--out square.gif: drawings are saved as .png"),
         ("draw tiny square --sed 3", "no setting --sed; did you mean --seed?"),
@@ -320,12 +328,33 @@ def test_opening_a_model_says_nothing(model: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "4 drawings of 'draw': drawing.png\n", "")
 
 
+def test_draw_samples_as_it_is_told(run: Callable[[str], Ended], tmp_path: Path) -> None:
+    model = starter_showo()
+    model.save_pretrained(tmp_path / "masked")
+    model = load("masked")
+
+    def expected(**settings: Any) -> np.ndarray[Any, Any]:
+        key = NoiseKey(0, 0, "a square", 0, "image")
+        drawn = model.generate_image([Prompt.of("a square")], Sampling(**settings), [key])
+        return to_pictures(model.decode(drawn))[0].numpy()
+
+    asked = "--unmask.steps 3 --unmask.order confidence --unmask.order-temperature 0.5"
+    unmask = Unmasking(steps=3, order="confidence", order_temperature=0.5)
+    for flags, settings in (("", {}), (asked, {"unmask": unmask}), ("--guidance 4", {"guidance": 4.0})):
+        assert run(f"draw masked 'a square' --n 1 --pixels 8 {flags}").code == 0
+        assert np.array_equal(np.array(Image.open("drawing.png")), expected(**settings)), flags
+    assert not np.array_equal(expected(), expected(unmask=unmask))
+    refused = _one_line(run("draw masked 'a square' --source-guidance 2"))
+    assert refused == "source_guidance is for edits, and showo cannot edit: leave it unset"
+
+
 def test_draw_and_ask_and_eval_do_what_they_say(run: Callable[[str], Ended]) -> None:
     said = run("draw tiny 'a red circle' --n 3 --pixels 16 --out deep/er.png")
     assert said == Ended(0, "3 drawings of 'a red circle': deep/er.png\n", "")
     strip = np.array(Image.open("deep/er.png"))
-    assert strip.shape == (16, 48, 3)
-    first = strip[:, :16]
+    assert strip.shape == (16, 3 * 16 + 2 * cli.GAP, 3)
+    first, gap = strip[:, :16], strip[:, 16 : 16 + cli.GAP]
+    assert (gap == cli.GREY).all() and np.array_equal(gap, strip[:, 32 + cli.GAP : 32 + 2 * cli.GAP])
     assert np.array_equal(first, first[::2, ::2].repeat(2, 0).repeat(2, 1)), "enlarged without smoothing"
     run("draw tiny 'a red circle' --n 1 --pixels 16 --out one.png")
     assert np.array_equal(np.array(Image.open("one.png")), first), "a drawing depends on how many there are"

@@ -11,15 +11,19 @@ import warnings
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from triptych.arguments import flags_of, parse
 from triptych.errors import UserError
 
+GAP, GREY = 8, 200
+"""Pixels between two drawings in one PNG, and how bright they are (0 to 255)."""
+
 if TYPE_CHECKING:
     from triptych.recipes.base import Recipe
+    from triptych.trajectory import Sampling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,6 +100,18 @@ def _at_least_one(asked: Any, *names: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Unmask:
+    """How a model of masked tokens commits them; others have no use for it."""
+
+    steps: int = 16
+    """In how many parallel steps."""
+    order: Literal["random", "confidence"] = "random"
+    """Which tokens first: any, or those that the model is surest of."""
+    order_temperature: float = 1.0
+    """Scale of the noise on that confidence; it falls to 0 at the last step."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Policy:
     """A model that draws, and how."""
 
@@ -105,6 +121,21 @@ class Policy:
     """Divides the logits; 0 is greedy."""
     guidance: float = 1.0
     """How far to go from the unconditional policy to the prompt's and beyond; 1 is off."""
+    source_guidance: float | None = None
+    """For edits: how far to go from the unconditional policy to the source picture's (None: as guidance)."""
+    unmask: Unmask = Unmask()
+
+    def sampling(self) -> "Sampling":
+        """The settings that the model understands; UserError for one that is out of range."""
+        from triptych.trajectory import Sampling, Unmasking
+
+        unmask = Unmasking(**dataclasses.asdict(self.unmask))
+        return Sampling(
+            temperature=self.temperature,
+            guidance=self.guidance,
+            source_guidance=self.source_guidance,
+            unmask=unmask,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,12 +160,10 @@ class Eval(Policy):
         from triptych.recipes import shapes_world
         from triptych.scenarios.base import RolloutSettings
         from triptych.train.run_directory import RunDirectory
-        from triptych.trajectory import Sampling
 
-        draw = Sampling(temperature=self.temperature, guidance=self.guidance)
+        settings = RolloutSettings(draw=self.sampling(), batch=self.batch)
         model = load(self.model)
         model.require("draw")
-        settings = RolloutSettings(draw=draw, batch=self.batch)
         found = shapes_world.evaluation(settings, self.tasks)(model, 0)
         print_table(found.summary)
         if self.save:
@@ -170,19 +199,20 @@ class Draw(Policy):
 
         from triptych.models import load
         from triptych.models.base import to_pictures
-        from triptych.trajectory import NoiseKey, Prompt, Sampling
+        from triptych.trajectory import NoiseKey, Prompt
 
-        sampling = Sampling(temperature=self.temperature, guidance=self.guidance)
+        sampling = self.sampling()
         model = load(self.model)
         model.require("draw")
         keys = [NoiseKey(self.seed, 0, self.prompt, i, "image") for i in range(self.n)]
         segment = model.generate_image([Prompt.of(self.prompt)] * self.n, sampling, keys)
         drawn = to_pictures(model.decode(segment))
-        strip = Image.fromarray(torch.cat(list(drawn), dim=1).numpy())
         scale = max(1, self.pixels // drawn.shape[2])
-        size = (strip.width * scale, strip.height * scale)
+        large = drawn.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)
+        spaced = torch.nn.functional.pad(large, (0, 0, 0, GAP), value=GREY)
+        strip = torch.cat(list(spaced), dim=1)[:, :-GAP]
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        strip.resize(size, Image.Resampling.NEAREST).save(self.out)
+        Image.fromarray(strip.numpy()).save(self.out)
         print(f"{self.n} drawings of {self.prompt!r}: {self.out}")
 
 

@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from dataclasses import replace
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -70,10 +71,9 @@ def _keeps_reference(recipe: Recipe) -> bool:
     return isinstance(recipe.config, PolicyConfig) and recipe.config.loss.needs_reference
 
 
-def ratio_errors(model: UnifiedModel, guidance: float, temperature: float = 1.0) -> Tensor:
+def ratio_errors(model: UnifiedModel, sampling: Sampling) -> Tensor:
     """|score - recorded log-probability| ``[B, A]`` of a few drawings of prompts of different lengths."""
     keys = [NoiseKey(0, 0, prompt, 0, "image") for prompt in PROMPTS]
-    sampling = Sampling(guidance=guidance, temperature=temperature)
     segment = model.generate_image([Prompt.of(p) for p in PROMPTS], sampling, keys)
     with torch.no_grad():
         again = model.score(segment, frozenset({"logp"})).logp
@@ -83,7 +83,8 @@ def ratio_errors(model: UnifiedModel, guidance: float, temperature: float = 1.0)
 
 def _ratios(console: Console, model: UnifiedModel, config: PolicyConfig) -> None:
     table = Table(title="largest |score - recorded log-prob|, by position", box=SIMPLE_HEAD)
-    errors = {g: ratio_errors(model, g).amax(0) for g in (1.0, 3.0, 5.0)}
+    draw = config.rollout.draw
+    errors = {g: ratio_errors(model, replace(draw, guidance=g)).amax(0) for g in (1.0, 3.0, 5.0)}
     quarters = [f"{int(p[0])}-{int(p[-1])}" for p in torch.arange(len(errors[1.0])).chunk(4)]
     for title in ("guidance", *quarters):
         table.add_column(title, justify="right")
