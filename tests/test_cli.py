@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from triptych.arguments import flags_of
 from triptych.models import load
 from triptych.models.base import to_pictures
 from triptych.recipes import shapes_world
+from triptych.recipes.demo import DEMOS
 from triptych.trajectory import NoiseKey, Prompt, Sampling, Unmasking
 
 
@@ -96,6 +97,11 @@ TRAIN = "train demo --model tiny --steps 1 --prompts 2 --group 2 --evaluate-task
             "train demo --rewards geneval a",
             "--rewards: expected names and numbers in turn, got 'geneval a'",
         ),
+        (
+            "demo --model shwo",
+            "no starter called 'shwo'; there are janus, showo, unigen, or a model's folder or hub name",
+        ),
+        ("doctor --model", "--model: expected a value after it"),
         ("train demo --steps 0", "steps must be at least 1, got 0"),
         ("train demo --prompts -2", "prompts must be at least 1, got -2"),
         ("train demo --group 1", "group must be at least 2: an advantage compares episodes of one task"),
@@ -129,14 +135,42 @@ def test_a_wrong_argument_is_one_line(run: Callable[[str], Ended], line: str, ex
     assert sorted(p.name for p in Path().iterdir()) == ["tiny"], "something was written"
 
 
-def test_weights_of_rewards_replace_the_recipe_s(run: Callable[[str], Ended]) -> None:
-    from triptych.recipes import find
+def asked(line: str) -> Any:
+    """The settings that arguments of `triptych train` ask for."""
+    name, *arguments = shlex.split(line)
+    return cli._asked(name, arguments, "train")[0].config
 
-    _, config = cli._settings(find("demo"), shlex.split("--rewards background 0.5 a.py:b -2 --loss.kl k2"))
+
+def test_weights_of_rewards_replace_the_recipe_s(run: Callable[[str], Ended]) -> None:
+    config = asked("demo --rewards background 0.5 a.py:b -2 --loss.kl k2")
     assert config.rewards == {"background": 0.5, "a.py:b": -2.0}
     assert config.loss.kl == "k2" and config.held_out == ()
-    _, config = cli._settings(find("janus.lora"), shlex.split("--lora.rank 4 --no-gradient-checkpointing"))
+    config = asked("janus.lora --lora.rank 4 --no-gradient-checkpointing")
     assert config.lora.rank == 4 and config.lora.alpha == 64 and not config.gradient_checkpointing
+
+
+def test_the_demo_of_a_model_has_that_model_s_settings(run: Callable[[str], Ended]) -> None:
+    """By a starter's bare name, by any name of a model of its family; other flags still override them."""
+    starter_showo().save_pretrained(Path("masked"))
+    for name in DEMOS:
+        assert asked(f"demo --model={name}") == DEMOS[name]
+        assert DEMOS[name].model == f"starters/{name}"
+    assert asked("demo") == DEMOS["janus"] and DEMOS["showo"].rollout != DEMOS["janus"].rollout
+    assert asked("demo --model ./masked") == replace(DEMOS["showo"], model="./masked")
+    assert asked("demo --model tiny --model masked") == replace(DEMOS["showo"], model="masked")
+    config = asked("demo --model showo --rollout.draw.unmask.steps 6 --optimizer.lr 1")
+    assert config.rollout.draw.unmask == Unmasking(
+        steps=6, trained=DEMOS["showo"].rollout.draw.unmask.trained
+    )
+    assert config.optimizer == replace(DEMOS["showo"].optimizer, lr=1.0)
+
+    quick = "--steps 1 --prompts 2 --group 2 --evaluate-tasks 6"
+    assert run(f"demo --model masked {quick}").code == 0
+    about = json.loads(Path("runs/demo-showo/config.json").read_text())
+    assert about["recipe"] == "demo-showo" and about["config"]["model"] == "masked"
+    assert about["config"]["rollout"]["draw"]["unmask"]["steps"] == DEMOS["showo"].rollout.draw.unmask.steps
+    assert Path("runs/demo-showo/report.html").exists() and not Path("runs/demo").exists()
+    assert "ratio 1 holds" in run("doctor --model masked").out
 
 
 # -- files -------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -31,7 +32,7 @@ class Where:
     """Where a run lives, and what to do with one that is already there."""
 
     run: Path | None = None
-    """The run's folder (default: runs/RECIPE)."""
+    """The run's folder (default: runs/RECIPE, for the demo of other models runs/demo-NAME)."""
     resume: bool = False
     """Go on from the newest whole checkpoint."""
     overwrite: bool = False
@@ -39,7 +40,7 @@ class Where:
 
 
 def demo(arguments: Sequence[str]) -> None:
-    """Watch a tiny model learn to draw, then open report.html."""
+    """Watch a tiny model learn to draw: triptych demo [--model janus|showo|unigen]."""
     own = any(re.match("--(run|resume|overwrite)\\b", argument) for argument in arguments)
     _train("demo", arguments if own else ["--overwrite", *arguments])
 
@@ -57,26 +58,34 @@ def train(arguments: Sequence[str]) -> None:
 
 
 def _train(name: str, arguments: Sequence[str]) -> None:
-    from triptych.recipes import find
-
-    recipe = find(name)
-    where, config = _settings(recipe, arguments)
+    recipe, where = _asked(name, arguments, "train")
     if where.resume and where.overwrite:
         raise UserError("--resume goes on with the run that is there, --overwrite deletes it: choose one")
-    run = where.run or Path("runs") / name
+    run = where.run or Path("runs") / recipe.name
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} is a file: --run names a folder")
 
     from triptych.recipes.base import train as run_recipe
     from triptych.report import build_report
 
-    recipe = dataclasses.replace(recipe, config=config)
     run_recipe(recipe, run, resume=where.resume, overwrite=where.overwrite)
     if os.environ.get("RANK", "0") == "0":  # torchrun's; the processes have parted by now
         print(f"report: {build_report(run)}")
 
 
-def _settings(recipe: "Recipe", arguments: Sequence[str], command: str = "train") -> tuple[Where, Any]:
+def _asked(name: str, arguments: Sequence[str], command: str) -> tuple["Recipe", Where]:
+    """The recipe with the settings that the arguments give it, and where it runs.
+
+    The demo's defaults depend on its model, which is therefore looked for first.
+    """
+    from triptych.recipes import find
+
+    recipe, words = find(name), [word for given in arguments for word in given.split("=", 1)]
+    models = [value for flag, value in pairwise(words) if flag == "--model"]
+    if name == "demo" and models:
+        from triptych.recipes.demo import demo as demo_of
+
+        recipe = demo_of(models[-1])
     kind = type(recipe.config)
     both = dataclasses.make_dataclass(
         "Settings",
@@ -88,8 +97,11 @@ def _settings(recipe: "Recipe", arguments: Sequence[str], command: str = "train"
     )
     both.__doc__ = f"{recipe.name}: {recipe.summary}."
     flags = [*flags_of(Where), *flags_of(kind, recipe.config)]
-    parsed = parse(both, arguments, f"triptych {command} {recipe.name}", flags)
-    return parsed.where, parsed.config
+    parsed = parse(both, arguments, f"triptych {command} {name}", flags)
+    config = parsed.config
+    if name == "demo":
+        config = dataclasses.replace(config, model=recipe.config.model)
+    return dataclasses.replace(recipe, config=config), parsed.where
 
 
 # -- using a model ---------------------------------------------------------------------------------
@@ -275,15 +287,11 @@ class Report:
 def doctor(arguments: Sequence[str]) -> None:
     """Check versions, memory and ratio 1: triptych doctor [RECIPE]."""
     name = arguments[0] if arguments and not arguments[0].startswith("-") else "demo"
-
-    from triptych.recipes import find
-
-    recipe = find(name)
-    _, config = _settings(recipe, arguments[arguments[:1] == [name] :], "doctor")
+    recipe, _ = _asked(name, arguments[arguments[:1] == [name] :], "doctor")
 
     from triptych import doctor as room
 
-    room.main(dataclasses.replace(recipe, config=config))
+    room.main(recipe)
 
 
 def list_recipes(arguments: Sequence[str]) -> None:

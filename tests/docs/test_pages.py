@@ -9,7 +9,6 @@ import pytest
 from pages import PAGES, ROOT, Block, blocks, commands
 from triptych import cli
 from triptych.arguments import parse
-from triptych.recipes import find
 
 SHELL = [
     pytest.param(line, id=f"{page.name}:{block.line}:{i}")
@@ -37,7 +36,7 @@ def check(line: str) -> None:
         if command == "demo":
             arguments = ["demo", *arguments]
         name, *settings = arguments or ["demo"]
-        cli._settings(find(name), settings)
+        cli._asked(name, settings, command)
 
 
 @pytest.mark.parametrize("line", SHELL)

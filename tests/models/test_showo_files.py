@@ -262,7 +262,7 @@ def test_a_model_with_clip_draws_and_says_why_it_does_not_read(public: tuple[Sho
     assert torch.equal(*pair)
     with pytest.raises(UserError, match="CLIP tower"):
         opened.generate_text(read_prompts(), Sampling(), keys(5))
-    with pytest.raises(UserError, match="showo cannot read; it can draw$"):
+    with pytest.raises(UserError, match=r"showo cannot read; it can draw$"):
         opened.require("read")
     assert model.can == {"read", "draw"}, "the others still do"
     opened.save_pretrained(folder / "again")

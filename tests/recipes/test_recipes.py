@@ -15,6 +15,7 @@ from triptych.models import load, starters_folder
 from triptych.models.tiny import TinyJanus, TinyShowo, tiny_janus
 from triptych.recipes import SUMMARIES, find, recipes, shapes_world
 from triptych.recipes.base import Recipe, train, with_settings
+from triptych.recipes.demo import demo
 from triptych.train.optimizer import OptimizerConfig
 from triptych.train.progress import Progress
 
@@ -130,12 +131,12 @@ def test_a_starter_is_made_in_two_parts_and_described(tmp_path: Path, few_scenes
 def test_a_starter_of_masked_tokens_is_made_and_trained_further(tmp_path: Path, few_scenes: None) -> None:
     folder = tmp_path / "starter"
     settings = {"sizes": TINY_SHOWO, "batch": 8, "micro_batch": 4, "folder": str(folder), **QUICK}
-    made = run(with_settings(find("starters.showo"), **settings), tmp_path / "first")
-    assert {"loss/draw", "loss/read"} <= set(made["metrics"])
+    first = run(with_settings(find("starters.showo"), **settings), tmp_path / "first")
+    assert {"loss/draw", "loss/read"} <= set(first["metrics"])
     check_starter(folder, tmp_path / "first", curve=["| 1 | 0 |", "| 1 | 1 |"])
 
-    demo = with_settings(find("demo"), model=str(folder), prompts=2, group=2, **QUICK)
-    rewarded = with_settings(demo, optimizer=replace(demo.config.optimizer, lr=1e-2, warmup=0))
+    made = with_settings(demo(str(folder)), prompts=2, group=2, **QUICK)
+    rewarded = with_settings(made, optimizer=replace(made.config.optimizer, lr=1e-2, warmup=0))
     found = run(rewarded, tmp_path / "rl")
     assert found["metrics"]["episodes"] == 4 and found["metrics"]["ratio_error"] <= 1e-5
 

@@ -16,6 +16,11 @@ def load(name: str | Path, *, dtype: torch.dtype = torch.float32) -> UnifiedMode
 
     Raises UserError that says what was looked for where nothing fits.
     """
+    return family(name).from_pretrained(resolve(str(name)), dtype=dtype)
+
+
+def family(name: str | Path) -> type[UnifiedModel]:
+    """The class that opens a model, told by its ``config.json``; errors are those of :func:`load`."""
     from triptych.models.janus import JanusModel
     from triptych.models.showo import ShowoModel
     from triptych.models.unigen import UniGenModel
@@ -40,7 +45,7 @@ def load(name: str | Path, *, dtype: torch.dtype = torch.float32) -> UnifiedMode
     kind = str(config.get("model_type") or config.get("_class_name", "unknown")).lower()
     if kind not in families:
         raise UserError(f"{name} is a {kind} model; this version opens {', '.join(families)}")
-    return families[kind].from_pretrained(folder, dtype=dtype)
+    return families[kind]
 
 
 def base_of(folder: Path) -> str | None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from triptych.recipes.base import Recipe
 
 SUMMARIES = {
-    "demo": "RL on the Janus starter: it learns to draw what it is asked",
+    "demo": "RL on a starter: it learns to draw what it is asked",
     "janus": "text-to-image RL on public Janus-Pro weights",
     "janus.lora": "the same with LoRA adapters",
     "starters.janus": "train the Janus starter from nothing",

@@ -1,10 +1,12 @@
 """Text-to-image reinforcement learning on a starter: minutes on a laptop."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from triptych.errors import UserError
 from triptych.evals.drawing import evaluate_rewards
 from triptych.learn.policy_loss import PolicyLossConfig
+from triptych.models import family
 from triptych.models.base import LoraSettings
 from triptych.recipes import SUMMARIES, shapes_world
 from triptych.recipes.base import Parts, Recipe
@@ -14,27 +16,50 @@ from triptych.scenarios.text_to_image import TextToImage
 from triptych.train.optimizer import OptimizerConfig
 from triptych.train.policy import PolicyConfig, PolicyLearner
 from triptych.train.tasks import read_tasks
-from triptych.trajectory import Sampling
+from triptych.trajectory import Sampling, Unmasking
+
+JANUS = PolicyConfig(
+    model="starters/janus",
+    steps=60,
+    prompts=32,
+    group=8,
+    attention="eager",
+    optimizer=OptimizerConfig(lr=3e-4, warmup=5, decay=0.5),
+    # On the trained starter the mean error is 1e-7 and the largest of 16,384 actions up to 2e-4, of a
+    # clip range of 0.2: attention there is sharper than in a random model, and amplifies rounding.
+    ratio_tolerance=1e-3,
+    checkpoint_every=25,
+)
+MASKED = replace(
+    JANUS,
+    rollout=RolloutSettings(draw=Sampling(unmask=Unmasking(steps=8, trained=4))),
+    optimizer=OptimizerConfig(lr=1.5e-4, warmup=5, decay=0.5),
+)
+DEMOS = {
+    "janus": JANUS,
+    "showo": replace(MASKED, model="starters/showo"),
+    "unigen": replace(MASKED, model="starters/unigen"),
+}
+"""The demo's settings for each starter, and for models of its family."""
 
 
-def demo() -> Recipe:
-    """GRPO on the Janus starter: draw, verify, and learn from the group (METHODS 4.4)."""
-    config = PolicyConfig(
-        model="starters/janus",
-        steps=60,
-        prompts=32,
-        group=8,
-        attention="eager",
-        optimizer=OptimizerConfig(lr=3e-4, warmup=5, decay=0.5),
-        # On the trained starter the mean error is 1e-7 and the largest of 16,384 actions up to 2e-4, of a
-        # clip range of 0.2: attention there is sharper than in a random model, and amplifies rounding.
-        ratio_tolerance=1e-3,
-        checkpoint_every=25,
-    )
+def demo(model: str = "janus") -> Recipe:
+    """GRPO on a starter: draw, verify, and learn from the group (METHODS 4.4).
+
+    ``model`` names a starter ("janus", "showo", "unigen") or any other model, which then takes the place of
+    its family's starter. The recipe is called "demo", or for other families than Janus "demo-NAME".
+    """
+    name, where = model, f"starters/{model}"
+    if model not in DEMOS:
+        if "/" not in model and not Path(model).exists():
+            raise UserError(
+                f"no starter called {model!r}; there are {', '.join(DEMOS)}, or a model's folder or hub name"
+            )
+        name, where = family(model).name, model
     return Recipe(
-        name="demo",
+        name="demo" if name == "janus" else f"demo-{name}",
         summary=SUMMARIES["demo"],
-        config=config,
+        config=replace(DEMOS[name], model=where),
         build=build_text_to_image,
     )
 
