@@ -8,7 +8,7 @@ from torch import Tensor
 from tiny_models import picture, starter_janus
 from tiny_runs import distance, equal, loop, weights
 from triptych.errors import UserError
-from triptych.models.base import Example
+from triptych.models.base import Example, LossSum
 from triptych.train.optimizer import OptimizerConfig
 from triptych.train.supervised import SupervisedConfig, SupervisedLearner
 from triptych.trajectory import Prompt
@@ -56,6 +56,26 @@ def test_loss_is_the_mean_over_all_tokens_of_a_kind() -> None:
         assert int(whole[kind].count) == count
         assert told[f"loss/{kind}"] == pytest.approx(float(whole[kind].total.detach()) / count, rel=1e-5)
     assert told["loss"] == pytest.approx(told["loss/draw"] + told["loss/read"])
+
+
+def test_no_drawing_is_padded_to_the_length_of_an_edit(monkeypatch: pytest.MonkeyPatch) -> None:
+    edit = Example(prompt=Prompt.of(picture(6), "draw"), target=picture(7))
+    parts: list[list[int]] = []
+
+    def found(size: int) -> Tensor:
+        learner = made([EXAMPLES[0], edit, *EXAMPLES[1:]], micro_batch=size)
+        learner.model.network.double()
+        loss = learner.model.supervised_loss
+
+        def remember(examples: list[Example]) -> dict[str, LossSum]:
+            parts.append([len(e.prompt.pictures) for e in examples])
+            return loss(examples)
+
+        monkeypatch.setattr(learner.model, "supervised_loss", remember)
+        return gradient(learner)
+
+    assert distance(found(2), found(1)) <= 1e-10
+    assert parts[:4] == [[0, 0], [0], [1], [1, 1]], "drawings, an edit, questions"
 
 
 def test_weights_scale_each_kind() -> None:

@@ -16,6 +16,7 @@ SUMMARIES = {
     "starters.janus": "train the Janus starter from nothing",
     "starters.janus.refine": "the starter's second part: mostly drawing, then publish it",
     "starters.showo": "train the Show-o starter from nothing",
+    "starters.unigen": "train the UniGen starter from nothing",
 }
 """Every shipped recipe: the name that the command line takes, and one line about it."""
 
@@ -31,6 +32,7 @@ def recipes() -> dict[str, "Callable[[], Recipe]"]:
         "starters.janus": starters.janus,
         "starters.janus.refine": starters.janus_refine,
         "starters.showo": starters.showo,
+        "starters.unigen": starters.unigen,
     }
 
 

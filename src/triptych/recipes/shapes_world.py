@@ -19,7 +19,9 @@ from triptych.evals.geneval import Verdict, judge
 from triptych.models.base import Example, UnifiedModel
 from triptych.models.patch_codec import PatchCodec, fit
 from triptych.scenarios.base import RolloutSettings
+from triptych.scenarios.edit import Edit
 from triptych.scenarios.text_to_image import TextToImage
+from triptych.shapes.edits import WORDS, test_edits, train_edit
 from triptych.shapes.prompts import (
     screening_prompts,
     test_prompts,
@@ -47,9 +49,9 @@ UNCONDITIONAL = 0.1
 """Share of drawing examples whose prompt is dropped, for guidance."""
 
 
-def words() -> list[str]:
-    """The world's vocabulary."""
-    return vocabulary()
+def words(edits: bool = False) -> list[str]:
+    """The world's vocabulary, of prompts, questions and answers, and where asked of edits."""
+    return [*vocabulary(), *(WORDS if edits else ())]
 
 
 def picture_of(scene: Any) -> Picture:
@@ -79,26 +81,40 @@ def screening_tasks(n: int = 200) -> list[Task]:
     return [_task(f"screening/{m['tag']}/{i:04d}", m) for i, m in enumerate(screening_prompts(n))]
 
 
+def edit_tasks(n: int = 200) -> list[Task]:
+    """Held-out edits, kinds evenly: ``source`` is the picture, the metadata that of the picture after it."""
+    tasks = [_task(f"edit/{e.metadata['tag']}/{i:04d}", e.metadata) for i, e in enumerate(test_edits(n))]
+    return [replace(t, source=picture_of(e.source)) for t, e in zip(tasks, test_edits(n), strict=True)]
+
+
 def _task(name: str, metadata: Mapping[str, Any]) -> Task:
     return Task(id=name, prompt=str(metadata["prompt"]), metadata=metadata)
 
 
-def examples(batch: int, read_share: float, seed: int) -> Callable[[int], Sequence[Example]]:
-    """Batches of supervised pairs as a pure function of the step: drawings, and questions on pictures.
+def examples(
+    batch: int, read_share: float, seed: int, edit_share: float = 0.0
+) -> Callable[[int], Sequence[Example]]:
+    """Batches of supervised pairs as a pure function of the step: drawings, questions on pictures, edits.
 
-    The drawings' times lie one in each of equal parts of (0, 1): less noise in a batch's loss.
+    The drawings' times lie one in each of equal parts of (0, 1), and so do the edits': less noise in a
+    batch's loss.
     """
-    reads = round(batch * read_share)
-    draws = batch - reads
+    reads, edits = round(batch * read_share), round(batch * edit_share)
+    draws = batch - reads - edits
 
     def at(step: int) -> list[Example]:
         rng = np.random.default_rng([seed, step, 2])
-        times = (np.arange(draws) + np.random.default_rng([seed, step, 4]).random(draws)) / max(draws, 1)
-        keys = [NoiseKey(seed, step, "example", i) for i in range(draws)]
-        drawn = [_draw(rng, key, float(time)) for key, time in zip(keys, times, strict=True)]
-        return drawn + [_read(rng) for _ in range(reads)]
+        drawn = [_draw(rng, *about) for about in _spread(draws, seed, step, "example", 4)]
+        read = [_read(rng) for _ in range(reads)]
+        return drawn + read + [_edit(rng, *about) for about in _spread(edits, seed, step, "edit", 5)]
 
     return at
+
+
+def _spread(n: int, seed: int, step: int, name: str, stream: int) -> list[tuple[NoiseKey, float]]:
+    """Keys and stratified times of ``n`` pictures to draw."""
+    times = (np.arange(n) + np.random.default_rng([seed, step, stream]).random(n)) / max(n, 1)
+    return [(NoiseKey(seed, step, name, i), float(time)) for i, time in enumerate(times)]
 
 
 def _draw(rng: np.random.Generator, key: NoiseKey, time: float) -> Example:
@@ -106,6 +122,17 @@ def _draw(rng: np.random.Generator, key: NoiseKey, time: float) -> Example:
     return Example(
         prompt=Prompt.of(str(metadata["prompt"])),
         target=picture_of(sample_scene(metadata, rng)),
+        unconditional=bool(rng.random() < UNCONDITIONAL),
+        key=key,
+        time=time,
+    )
+
+
+def _edit(rng: np.random.Generator, key: NoiseKey, time: float) -> Example:
+    edit = train_edit(rng)
+    return Example(
+        prompt=Prompt.of(picture_of(edit.source), str(edit.metadata["prompt"])),
+        target=picture_of(edit.target),
         unconditional=bool(rng.random() < UNCONDITIONAL),
         key=key,
         time=time,
@@ -131,12 +158,13 @@ def as_images(pictures: Sequence[Picture]) -> Tensor:
 
 
 def evaluation(
-    settings: RolloutSettings, tasks: int, *, questions: int = 300, screening: bool = False
+    settings: RolloutSettings, tasks: int, *, questions: int = 300, edits: int = 200, screening: bool = False
 ) -> Callable[[UnifiedModel, int], Evaluation]:
     """Held-out drawings by the official rule, and what no reward sees.
 
     ``heldout``: "understanding" (answers about rendered held-out scenes, ``questions`` of them but never more
-    than ``tasks``), "diversity" (of drawings of one prompt), "background_drift" (mean distance of drawings'
+    than ``tasks``), "edit" (held-out edits, as many as ``edits`` but never more than ``tasks``, right by the
+    official rule), "diversity" (of drawings of one prompt), "background_drift" (mean distance of drawings'
     backgrounds from the world's). With ``screening`` it draws :func:`screening_tasks`: settings are chosen on
     those, and claims are made on :func:`test_tasks`.
     """
@@ -149,6 +177,9 @@ def evaluation(
         heldout = {"diversity": spread, "background_drift": float(np.mean(drift))}
         if "read" in model.can:
             heldout["understanding"] = understanding(model, settings, min(questions, tasks))
+        if "edit" in model.can:
+            edited = evaluate_drawing(model, Edit(), edit_tasks(min(edits, tasks)), verdict, settings)
+            heldout["edit"] = edited.summary["score"]
         return replace(found, summary={**found.summary, "heldout": heldout})
 
     return evaluate

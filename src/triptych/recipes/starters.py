@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from triptych.errors import UserError
 from triptych.models import load, starters_folder
 from triptych.models.base import UnifiedModel
-from triptych.models.tiny import TinyJanus, TinyShowo, tiny_janus, tiny_showo
+from triptych.models.tiny import TinyJanus, TinyShowo, TinyUniGen, tiny_janus, tiny_showo, tiny_unigen
+from triptych.models.unigen import UniGenModel
 from triptych.recipes import SUMMARIES, shapes_world
 from triptych.recipes.base import Parts, Recipe
 from triptych.scenarios.base import RolloutSettings
@@ -20,26 +22,37 @@ from triptych.train.loop import read_evaluations
 from triptych.train.optimizer import OptimizerConfig
 from triptych.train.run_directory import versions
 from triptych.train.supervised import SupervisedConfig, SupervisedLearner
+from triptych.trajectory import Sampling
 
+LOCAL = """MAGViT-v2, and in locality: before each layer a depthwise 3 x 3 convolution over the image
+tokens is added to them (`local.*`; `"local": true` in `config.json`). All else is the public layout."""
 DIFFERENCES = {
     "janus": """the VQ autoencoder, whose weights this folder therefore lacks. Everything else is the public
 layout; plain transformers opens it, reads with it and draws the same token ids.""",
-    "showo": """MAGViT-v2, and in locality: before each layer a depthwise 3 x 3 convolution over the image
-tokens is added to them (`local.*`; `"local": true` in `config.json`). All else is the public layout.""",
+    "showo": LOCAL,
+    "unigen": f"""{LOCAL}
+Its SigLIP2 tower is small, and was trained with the rest: there is none of this size to take over. Further
+training leaves it frozen, as the paper does.""",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class StarterConfig(SupervisedConfig):
-    """Supervised training: ``read_share`` of each batch are questions, the rest drawings.
+    """Supervised training: ``read_share`` of a batch are questions, ``edit_share`` edits, the rest drawings.
 
     It starts from nothing, or from ``model`` where that is set. ``folder`` is where the starter is written;
     empty means its place among Triptych's own.
     """
 
-    sizes: TinyJanus | TinyShowo = TinyJanus()
+    sizes: TinyJanus | TinyShowo | TinyUniGen = TinyJanus()
     read_share: float = 0.5
+    edit_share: float = 0.0
     folder: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.read_share, self.edit_share) < 0 or self.read_share + self.edit_share > 1:
+            raise UserError("read_share and edit_share must not be negative, nor more than 1 together")
 
 
 def janus() -> Recipe:
@@ -95,18 +108,34 @@ def showo() -> Recipe:
     return replace(first, name="starters.showo", summary=SUMMARIES["starters.showo"], config=config)
 
 
-def _build(config: StarterConfig) -> Parts:
-    def model() -> UnifiedModel:
-        if config.model:
-            return load(config.model)
-        words, codec = shapes_world.words(), shapes_world.codec(config.sizes.codes, config.seed)
-        if isinstance(config.sizes, TinyShowo):
-            return tiny_showo(words, config.sizes, codec, seed=config.seed)
-        return tiny_janus(words, config.sizes, codec, seed=config.seed)
+def unigen() -> Recipe:
+    """The UniGen starter: as Show-o's, with a tower to read through, and a few edits among its examples."""
+    first = showo()
+    assert isinstance(first.config, StarterConfig)
+    config = replace(first.config, sizes=TinyUniGen(), edit_share=0.1)
+    return replace(first, name="starters.unigen", summary=SUMMARIES["starters.unigen"], config=config)
 
-    examples = shapes_world.examples(config.batch, config.read_share, config.seed)
+
+def _model(config: StarterConfig) -> UnifiedModel:
+    made = load(config.model) if config.model else _fresh(config.sizes, config.seed)
+    if isinstance(made, UniGenModel):
+        made.network.vision_tower.requires_grad_()  # frozen everywhere else: here it is to be learned
+    return made
+
+
+def _fresh(sizes: TinyJanus | TinyShowo, seed: int) -> UnifiedModel:
+    codec = shapes_world.codec(sizes.codes, seed)
+    if isinstance(sizes, TinyUniGen):
+        return tiny_unigen(shapes_world.words(edits=True), sizes, codec, seed)
+    if isinstance(sizes, TinyShowo):
+        return tiny_showo(shapes_world.words(), sizes, codec, seed)
+    return tiny_janus(shapes_world.words(), sizes, codec, seed)
+
+
+def _build(config: StarterConfig) -> Parts:
+    examples = shapes_world.examples(config.batch, config.read_share, config.seed, config.edit_share)
     return Parts(
-        model=model,
+        model=lambda: _model(config),
         learner=lambda m: SupervisedLearner(config, m, examples),
         evaluate=shapes_world.evaluation(RolloutSettings(), config.evaluate_tasks),
     )
@@ -128,7 +157,15 @@ def _card(run: Path, config: StarterConfig, summary: dict[str, Any], model: Unif
     runs = [Path(config.model), run] if (Path(config.model) / "summary.json").exists() else [run]
     rows = [f"| {tag} | {row['n']} | {row['score']:.1%} |" for tag, row in summary["tags"].items()]
     right = f"{summary['score']:.1%} (95% interval {summary['low']:.1%} to {summary['high']:.1%})"
-    reads = summary["heldout"]["understanding"]
+    heldout = summary["heldout"]
+    edits = (
+        f"| held-out edits, four kinds, the same rule | {heldout['edit']:.1%} |\n"
+        if "edit" in heldout
+        else ""
+    )
+    does = "draws, reads and edits" if edits else "draws and reads"
+    unmask = Sampling().unmask
+    steps = f", {unmask.steps} steps, {unmask.order} order" if isinstance(config.sizes, TinyShowo) else ""
     made = [_made(each) for each in runs]
     curve = [
         f"| {part} | {e['step']} | {e['score']:.1%} | {e['heldout']['understanding']:.1%} |"
@@ -139,7 +176,7 @@ def _card(run: Path, config: StarterConfig, summary: dict[str, Any], model: Unif
     about = ", ".join(f"{name} {number}" for name, number in versions().items())
     return f"""# The {model.name} starter
 
-A tiny {type(model.network).__name__} ({size:.1f}M parameters) that draws and reads Triptych's
+A tiny {type(model.network).__name__} ({size:.1f}M parameters) that {does} Triptych's
 embedded world of coloured shapes: 32 x 32 pixels, 64 image tokens, word-level tokenizer. Made to be
 trained further on a laptop; it knows nothing else.
 
@@ -150,9 +187,9 @@ Made on {date.today().isoformat()}, {torch.get_num_threads()} CPU threads
 
 | measured on the stored (bf16) weights | |
 |---|---|
-| official GenEval rule, {summary["n"]} held-out prompts, guidance off | {right} |
-| questions about rendered held-out scenes, six kinds, greedy | {reads:.1%} |
-
+| official GenEval rule, {summary["n"]} held-out prompts, guidance off{steps} | {right} |
+| questions about rendered held-out scenes, six kinds, greedy | {heldout["understanding"]:.1%} |
+{edits}
 | tag | prompts | right |
 |---|---|---|
 {chr(10).join(rows)}

@@ -47,7 +47,10 @@ class SupervisedLearner:
         yield Gradient(losses=self._losses(mine))
 
     def _losses(self, examples: Sequence[Example]) -> Iterator[Tensor]:
-        """Micro-batches of like targets; each kind's denominator counts the elements of the whole batch."""
+        """Micro-batches of like targets; each kind's denominator counts the elements of the whole batch.
+
+        Rows with pictures in their prompts come by themselves: others would be padded to their length.
+        """
         self.sums = {}
         size = self.config.micro_batch
         for kind in KINDS:
@@ -55,9 +58,10 @@ class SupervisedLearner:
             total = float(distributed.all_sum(torch.tensor(float(self.model.target_count(rows)))))
             if total:  # also where this process has none of them: metrics are summed over all processes
                 self.sums[kind] = torch.zeros(())
-            for i in range(0, len(rows), size):
+            alike = [[e for e in rows if bool(e.prompt.pictures) == seen] for seen in (False, True)]
+            for part in (group[i : i + size] for group in alike for i in range(0, len(group), size)):
                 with autocast(self.config, self.model.device):
-                    loss = self.model.supervised_loss(rows[i : i + size])[kind].total / total
+                    loss = self.model.supervised_loss(part)[kind].total / total
                 self.sums[kind] += loss.detach().cpu()
                 yield loss * self.config.weights.get(kind, 1.0)
 

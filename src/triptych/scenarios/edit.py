@@ -1,0 +1,25 @@
+"""Editing: a source picture and an instruction are drawn anew, and the drawing is judged."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from triptych.errors import UserError
+from triptych.scenarios.base import Actor, Scenario
+from triptych.trajectory import Prompt, Task
+
+
+class Edit(Scenario):
+    """image + text -> image (UniGen-1.5's editing as generation)."""
+
+    result: ClassVar[str] = "image"
+
+    def rollout(self, actor: Actor, tasks: Sequence[Task]) -> None:
+        """One drawing a task, whose ``source`` is the picture to edit."""
+        actor.model.require("edit")
+        actor.draw("image", [_prompt(task) for task in tasks])
+
+
+def _prompt(task: Task) -> Prompt:
+    if task.source is None:
+        raise UserError(f"task {task.id} has no source: an edit needs the picture to change")
+    return Prompt.of(task.source, task.prompt)
