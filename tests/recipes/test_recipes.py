@@ -23,8 +23,7 @@ TINY = TinyJanus(width=16, layers=1, heads=2, hidden=24, vision_width=16, vision
 TINY_SHOWO = TinyShowo(width=16, layers=1, heads=2, hidden=24, codes=32)
 QUICK: dict[str, Any] = {"steps": 1, "evaluate_tasks": 6}
 TINY_UNIGEN = TinyUniGen(**vars(TINY_SHOWO) | {"vision_width": 8, "vision_layers": 1})
-STEPPED = {"demo", "janus", "janus.lora", "starters.janus", "starters.janus.refine"}
-STEPPED |= {"starters.showo", "starters.unigen"}
+STEPPED = {"demo", "janus", "janus.lora", "starters.janus", "starters.showo", "starters.unigen"}
 
 
 @pytest.fixture
@@ -107,7 +106,7 @@ def test_public_weights_with_prompts_and_reward_of_ones_own(
         assert grown and any(w.abs().max() > 0 for w in grown)
 
 
-def test_a_starter_is_made_in_two_parts_and_described(tmp_path: Path, few_scenes: None) -> None:
+def test_a_starter_is_made_trained_further_and_described(tmp_path: Path, few_scenes: None) -> None:
     own = {p: p.stat().st_mtime_ns for p in starters_folder().rglob("*")}
     folder = tmp_path / "starter"
     rates = OptimizerConfig(kind="muon", lr=1e-3, muon_lr=0.02)
@@ -123,7 +122,7 @@ def test_a_starter_is_made_in_two_parts_and_described(tmp_path: Path, few_scenes
     assert {"loss/draw", "loss/read"} <= set(first["metrics"]) and "train_seconds" in first
     check_starter(folder, tmp_path / "first", curve=["| 1 | 0 |", "| 1 | 1 |"])
 
-    second = with_settings(find("starters.janus.refine"), **settings, model=str(tmp_path / "first"))
+    second = with_settings(find("starters.janus"), **settings, model=str(tmp_path / "first"))
     run(second, tmp_path / "second")
     assert learned(second, tmp_path / "second")
     check_starter(folder, tmp_path / "second", curve=["| 1 | 0 |", "| 1 | 1 |", "| 2 | 0 |", "| 2 | 1 |"])
@@ -179,8 +178,11 @@ def test_a_batch_is_shared_out_among_drawings_questions_and_edits() -> None:
     assert 0 < float(first.time or 0) < 0.5 < float(second.time or 0) < 1 and first.key != second.key
     asked = [shapes_world.edit_tasks(4)[i].prompt.split()[0] for i in range(4)]
     assert asked == ["add", "remove", "replace", "make"]
-    with pytest.raises(UserError, match="nor more than 1 together"):
-        with_settings(find("starters.unigen"), read_share=0.6, edit_share=0.5)
+    early, later = (shapes_world.examples(10, 0.3, 5, read_first=2)(step) for step in (2, 3))
+    assert [sum(isinstance(e.target, str) for e in batch) for batch in (early, later)] == [6, 3]
+    for shares in ({"read_share": 0.6, "edit_share": 0.5}, {"read_first": 1, "edit_share": 0.5}):
+        with pytest.raises(UserError, match="also their sum"):
+            with_settings(find("starters.unigen"), **shares)
 
 
 def test_settings_that_fit_nothing_are_refused(tmp_path: Path) -> None:

@@ -47,6 +47,8 @@ RL_WEIGHTS = {
 """How often reinforcement learning sees each tag: those that a starter has still to learn, most."""
 UNCONDITIONAL = 0.1
 """Share of drawing examples whose prompt is dropped, for guidance."""
+READ_FIRST = 0.6
+"""Share of questions at first: with few of them a small model goes on answering without looking."""
 
 
 def words(edits: bool = False) -> list[str]:
@@ -92,17 +94,18 @@ def _task(name: str, metadata: Mapping[str, Any]) -> Task:
 
 
 def examples(
-    batch: int, read_share: float, seed: int, edit_share: float = 0.0
+    batch: int, read_share: float, seed: int, edit_share: float = 0.0, read_first: int = 0
 ) -> Callable[[int], Sequence[Example]]:
     """Batches of supervised pairs as a pure function of the step: drawings, questions on pictures, edits.
 
     The drawings' times lie one in each of equal parts of (0, 1), and so do the edits': less noise in a
-    batch's loss.
+    batch's loss. In the ``read_first`` first steps at least :data:`READ_FIRST` of a batch are questions.
     """
-    reads, edits = round(batch * read_share), round(batch * edit_share)
-    draws = batch - reads - edits
 
     def at(step: int) -> list[Example]:
+        share = max(read_share, READ_FIRST) if step <= read_first else read_share
+        reads, edits = round(batch * share), round(batch * edit_share)
+        draws = batch - reads - edits
         rng = np.random.default_rng([seed, step, 2])
         drawn = [_draw(rng, *about) for about in _spread(draws, seed, step, "example", 4)]
         read = [_read(rng) for _ in range(reads)]

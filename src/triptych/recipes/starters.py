@@ -40,32 +40,37 @@ training leaves it frozen, as the paper does.""",
 class StarterConfig(SupervisedConfig):
     """Supervised training: ``read_share`` of a batch are questions, ``edit_share`` edits, the rest drawings.
 
+    In the ``read_first`` first steps more are questions (:data:`triptych.recipes.shapes_world.READ_FIRST`).
     It starts from nothing, or from ``model`` where that is set. ``folder`` is where the starter is written;
     empty means its place among Triptych's own.
     """
 
     sizes: TinyJanus | TinyShowo | TinyUniGen = TinyJanus()
     read_share: float = 0.5
+    read_first: int = 0
     edit_share: float = 0.0
     folder: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.read_share, self.edit_share) < 0 or self.read_share + self.edit_share > 1:
-            raise UserError("read_share and edit_share must not be negative, nor more than 1 together")
+        reads = max(self.read_share, shapes_world.READ_FIRST if self.read_first else 0)
+        if min(self.read_share, self.edit_share) < 0 or reads + self.edit_share > 1:
+            raise UserError(f"read_share ({reads} at most) and edit_share must lie in 0 to 1, also their sum")
 
 
 def janus() -> Recipe:
     """The Janus starter: a patch dictionary by k-means, then drawing and reading at once (Muon, bf16)."""
     config = StarterConfig(
-        steps=1300,
-        batch=192,
-        micro_batch=192,
+        steps=3600,
+        batch=128,
+        micro_batch=128,
+        read_share=0.4,
+        read_first=400,
         compute="bf16",
         attention="eager",
-        optimizer=OptimizerConfig(kind="muon", lr=1e-3, muon_lr=0.02, warmup=50, decay=0.5),
-        evaluate_every=200,
-        checkpoint_every=100,
+        optimizer=OptimizerConfig(kind="muon", lr=1e-3, muon_lr=0.02, warmup=100, decay=0.5),
+        evaluate_every=600,
+        checkpoint_every=200,
     )
     return Recipe(
         name="starters.janus",
@@ -76,23 +81,6 @@ def janus() -> Recipe:
     )
 
 
-def janus_refine() -> Recipe:
-    """The second part, from the run of the first: reading is learned sooner, so now mostly drawing."""
-    first = janus()
-    assert isinstance(first.config, StarterConfig)
-    config = replace(
-        first.config,
-        model="runs/starters.janus",
-        seed=1,
-        steps=700,
-        read_share=0.3,
-        optimizer=OptimizerConfig(kind="muon", lr=1e-3, muon_lr=0.02, warmup=20, decay=0.8),
-        evaluate_every=0,
-    )
-    name = "starters.janus.refine"
-    return replace(first, name=name, summary=SUMMARIES[name], config=config)
-
-
 def showo() -> Recipe:
     """The Show-o starter: masked tokens, with locality on the canvas (METHODS 4.2)."""
     first = janus()
@@ -100,10 +88,11 @@ def showo() -> Recipe:
     config = replace(
         first.config,
         sizes=TinyShowo(),
-        steps=1500,
-        batch=160,
-        micro_batch=160,
+        steps=3000,
+        batch=96,
+        micro_batch=96,
         read_share=0.3,
+        read_first=300,
     )
     return replace(first, name="starters.showo", summary=SUMMARIES["starters.showo"], config=config)
 
@@ -133,7 +122,9 @@ def _fresh(sizes: TinyJanus | TinyShowo, seed: int) -> UnifiedModel:
 
 
 def _build(config: StarterConfig) -> Parts:
-    examples = shapes_world.examples(config.batch, config.read_share, config.seed, config.edit_share)
+    examples = shapes_world.examples(
+        config.batch, config.read_share, config.seed, config.edit_share, config.read_first
+    )
     return Parts(
         model=lambda: _model(config),
         learner=lambda m: SupervisedLearner(config, m, examples),
