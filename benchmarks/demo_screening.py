@@ -1,10 +1,10 @@
 """Choose the demo's settings on prompts that neither training nor the claim uses.
 
-Each argument is one setting, a JSON object of changes to the recipe ``demo`` (and to its ``optimizer``,
+Each argument is one setting, a JSON object of changes to the demo of the model (and inside its ``optimizer``,
 ``loss``, ``advantage`` or ``rollout``); every one is trained with seed 0 and scored on 200 screening
 prompts, four drawings each. The claim itself is measured by ``demo_claim.py`` on the test prompts.
 
-    python benchmarks/demo_screening.py '{"steps": 60, "prompts": 32, "optimizer": {"lr": 3e-4}}'
+    python benchmarks/demo_screening.py --model showo '{"steps": 40, "optimizer": {"lr": 3e-4}}'
 """
 
 import argparse
@@ -14,15 +14,14 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from triptych.models import load
-from triptych.models.base import UnifiedModel
-from triptych.recipes import find, shapes_world
+from demo_claim import verdicts
+
+from triptych.recipes import shapes_world
 from triptych.recipes.base import train
-from triptych.scenarios.base import RolloutSettings, play
-from triptych.scenarios.text_to_image import TextToImage
+from triptych.recipes.demo import demo
 from triptych.trajectory import Sampling
 
-PROMPTS, DRAWINGS = 200, 4
+PROMPTS = 200
 T = TypeVar("T")
 
 
@@ -39,28 +38,26 @@ def changed(config: T, changes: dict[str, Any]) -> T:
     return replace(config, **inner)
 
 
-def score(model: UnifiedModel, draw: Sampling) -> tuple[float, float]:
+def score(model: str, draw: Sampling) -> tuple[float, float]:
     """Official and dense score on the screening prompts."""
-    tasks = shapes_world.screening_tasks(PROMPTS)
-    rollout = play(TextToImage(), model, tasks, RolloutSettings(draw=draw), group=DRAWINGS, seed=0, step=0)
-    found = [shapes_world.verdict(s.completion, s.task.metadata) for s in rollout.samples]
+    found = verdicts(model, shapes_world.screening_tasks(PROMPTS), draw)
     return statistics.mean(float(v.correct) for v in found), statistics.mean(v.score for v in found)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("settings", nargs="*", help="JSON objects of changes")
-    parser.add_argument("--model", default="starters/janus")
+    parser.add_argument("--model", default="janus", help="as for the demo: janus, showo, unigen, or a folder")
     parser.add_argument("--folder", type=Path, default=Path("runs/screening"))
     asked = parser.parse_args()
-    recipe = find("demo")
-    before = score(load(asked.model), recipe.config.rollout.draw)
+    recipe = demo(asked.model)
+    before = score(recipe.config.model, recipe.config.rollout.draw)
     print(f"before {before[0]:.1%} (dense {before[1]:.3f})", flush=True)
     for i, text in enumerate(asked.settings):
-        config = changed(recipe.config, {"model": asked.model, "evaluate_tasks": 6, **json.loads(text)})
+        config = changed(recipe.config, {"evaluate_tasks": 6, **json.loads(text)})
         run = train(replace(recipe, config=config), asked.folder / str(i), overwrite=True)
         seconds = json.loads((run / "summary.json").read_text())["rl_seconds"]
-        after = score(load(run), config.rollout.draw)
+        after = score(str(run), config.rollout.draw)
         print(
             f"after {after[0]:.1%} (dense {after[1]:.3f}), gain {after[0] - before[0]:+.1%},"
             f" {seconds:.0f} s: {text}",
