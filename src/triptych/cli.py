@@ -40,7 +40,7 @@ class Where:
 
 
 def demo(arguments: Sequence[str]) -> None:
-    """Watch a tiny model learn to draw: triptych demo [--model janus|showo|unigen]."""
+    """Watch RL on a starter: triptych demo [--model janus|showo|unigen]."""
     own = any(re.match("--(run|resume|overwrite)\\b", argument) for argument in arguments)
     _train("demo", arguments if own else ["--overwrite", *arguments])
 

@@ -93,3 +93,4 @@ def test_janus_keeps_its_page_and_has_one_way_to_score(claim: Any) -> None:
         claim.main(["--parts", "estimators"])
     more = claim._more("unigen", 1e-3, 100)
     assert more.config.model == "starters/unigen" and more.finish is None and more.config.edit_share > 0
+    assert more.config.read_first == 0, "it draws from its first step on"
