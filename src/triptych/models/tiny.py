@@ -33,7 +33,7 @@ class TinyJanus:
     """Sizes of a small Janus: pictures of ``side`` pixels in ``patch`` x ``patch`` tokens."""
 
     width: int = 192
-    layers: int = 4
+    layers: int = 6
     heads: int = 6
     hidden: int = 512
     vision_width: int = 128
@@ -132,7 +132,7 @@ class TinyShowo:
     """
 
     width: int = 192
-    layers: int = 4
+    layers: int = 6
     heads: int = 6
     hidden: int = 512
     side: int = 32
