@@ -298,9 +298,6 @@ class PolicyLearner:
         config, device = self.config.loss, self.model.device
         segment: Segment = batch.rollout.segments[name].rows(rows).to(device)
         advantages = batch.advantages[name]
-        reference = None
-        if config.needs_reference and config.kl != "exact":
-            reference = self.model.score(segment, frozenset({"logp"}), reference=True).logp
         scores = self.model.score(segment, config.needs | {"entropy"})
         assert scores.logp is not None
         terms = policy_terms(
@@ -310,9 +307,12 @@ class PolicyLearner:
             segment.mask,
             config,
             scored=advantages.scored[rows].to(device),
-            reference_logp=reference,
+            reference_logp=scores.reference_logp,
             kl=scores.kl,
             entropy=scores.entropy,
+            old_kl=scores.old_kl,
+            std=scores.std,
+            step_size=scores.step_size,
         )
         self.sums = self.sums + terms.metrics
         if first:
