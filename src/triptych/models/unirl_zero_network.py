@@ -11,7 +11,7 @@ connector. The vision tower belongs to the group of the language model.
 
 The folder: ``config.json``, the tokenizer's files, ``connector.safetensors`` (queries, connector, and the
 layers that are ours in the expert), ``lm/`` in the layout of transformers, ``transformer/`` in that of
-diffusers, so that each library opens its own part; beside them the codec (:mod:`triptych.models.latent_codec`).
+diffusers, so that each library opens its own part; and the codec (:mod:`triptych.models.latent_codec`).
 
 Shape legend: B rows, P padded prompt length, M queries, D width of the language model, C caption width,
 A actions, c latent channels, h x w latent.
