@@ -53,7 +53,8 @@ from triptych.models.masked_model import MaskedModel, Prefix, open_codec, open_t
 from triptych.models.masked_network import BEGIN_IMAGE, DRAW, END_IMAGE, MARKS, READ
 from triptych.models.patch_codec import PatchCodec
 from triptych.models.rows import left_padded, words
-from triptych.models.unigen_network import UniGenLayout, UniGenNetwork, cut, grow, open_part
+from triptych.models.unigen_network import UniGenLayout, UniGenNetwork, cut, grow
+from triptych.models.weights import open_part
 from triptych.trajectory import Prompt, TokenSegment
 
 BEGIN_TURN, END_TURN = "<|im_start|>", "<|im_end|>"
