@@ -74,5 +74,5 @@ def test_the_check_itself_sees_what_it_should(guards: str, wrong: bool) -> None:
 
 def test_no_truncation_of_sampling_is_offered() -> None:
     # Top-k and top-p change the policy: whoever offers them must score the truncated one as well.
-    offered = {"temperature", "guidance", "source_guidance", "max_tokens", "unmask"}
+    offered = {"temperature", "guidance", "source_guidance", "max_tokens", "unmask", "denoise"}
     assert {f.name for f in fields(Sampling)} == offered

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from triptych.errors import UserError
 from triptych.trajectory import (
+    Denoising,
+    FlowImageSegment,
     MaskedImageSegment,
     Prompt,
     Rollout,
@@ -243,6 +245,92 @@ def test_misshapen_records_of_masked_pictures_are_refused(changed: dict[str, Ten
 def test_unmasking_that_cannot_be_done_is_refused(changed: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Unmasking(**changed)  # type: ignore[arg-type]
+
+
+# -- denoised pictures -------------------------------------------------------------------------------
+def flow_segment(rows: int, seed: int = 0, **changed: object) -> FlowImageSegment:
+    """A latent of 2 x 3 in four steps, of which two are drawn; numbers at random."""
+    random = torch.Generator().manual_seed(seed)
+    denoise = Denoising(steps=4, noise="cps", level=0.1 + 0.2, shift=1.7, window=2, moves="random", hold=3)
+    values: dict[str, object] = {
+        "name": "picture",
+        "context": tuple(Prompt.of(f"row {i} of {seed}") for i in range(rows)),
+        "latents": torch.randn(rows, 5, 2, 3, generator=random),
+        "sigmas": torch.tensor([1.0, 0.7, 0.4, 0.1, 0.0]).expand(rows, -1),
+        "trained": torch.randint(2, (rows, 1), generator=random) + torch.arange(2),
+        "means": torch.randn(rows, 2, 2, 3, generator=random),
+        "logp": -torch.rand(rows, 2, generator=random),
+        "mask": torch.rand(rows, 2, generator=random) < 0.7,
+        "sampling": Sampling(guidance=3.5, denoise=denoise),
+    }
+    return FlowImageSegment(**{**values, **changed})  # type: ignore[arg-type]
+
+
+def test_denoised_pictures_are_sliced_and_joined_in_every_field() -> None:
+    whole, other = flow_segment(4), flow_segment(2, seed=1)
+    assert whole.actions == 2 and "tokens" not in whole.tensors()
+    part = whole.rows([2, 0])
+    for name, value in whole.tensors().items():
+        assert torch.equal(getattr(part, name), value[[2, 0]])
+    assert {"latents", "sigmas", "trained", "means"} < set(whole.tensors())
+    joined = FlowImageSegment.cat([whole, other])
+    assert same(joined.rows([4, 5]), other) and same(joined.rows(range(4)), whole)
+    assert all(value.device.type == "meta" for value in whole.to("meta").tensors().values())
+    slower = replace(other, sampling=Sampling(denoise=Denoising(steps=4)))
+    with pytest.raises(ValueError, match="kind or settings differ"):
+        FlowImageSegment.cat([whole, slower])
+
+
+def test_saved_denoised_pictures_come_back_bit_for_bit(tmp_path: Path) -> None:
+    written = flow_segment(3)
+    written.save(tmp_path / "kept")
+    found = load_segment(tmp_path / "kept")
+    assert same(found, written) and found.sampling.denoise == written.sampling.denoise != Denoising()
+    assert not same(found, replace(written, means=written.means.flip(1)))
+    still = flow_segment(2, trained=torch.zeros(2, 0), means=torch.zeros(2, 0, 2, 3), **nothing_drawn(2))
+    still.save(tmp_path / "still")
+    assert same(load_segment(tmp_path / "still"), still)
+
+
+def nothing_drawn(rows: int) -> dict[str, Tensor]:
+    return {"logp": torch.zeros(rows, 0), "mask": torch.zeros(rows, 0, dtype=torch.bool)}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"sigmas": torch.zeros(2, 4)}, r"picture\.sigmas is \(2, 4\), expected \(2, 5\)"),
+        ({"means": torch.zeros(2, 3, 2, 3)}, r"picture\.means is \(2, 3, 2, 3\), expected \(2, 2, 2, 3\)"),
+        ({"trained": torch.zeros(2, 3)}, r"picture\.logp is \(2, 2\), expected \(2, 3\)"),
+        ({"latents": torch.zeros(2, 5, 2, 3).bfloat16()}, r"picture\.latents is torch\.bfloat16, expected"),
+    ],
+)
+def test_misshapen_records_of_denoised_pictures_are_refused(changed: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        flow_segment(2, **changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"steps": 0, "noise": "ode"}, "denoise.steps must be at least 1 with 'ode', got 0"),
+        ({"steps": 1}, "denoise.steps must be at least 2 with 'flow', got 1"),
+        ({"window": 10}, r"denoise.window must lie between 0 \(all\) and 9, got 10"),
+        ({"window": -1}, r"denoise.window must lie between 0 \(all\) and 9, got -1"),
+        ({"level": 0.0}, "denoise.level must be positive with 'flow', got 0.0"),
+        ({"level": float("nan"), "noise": "dance"}, "denoise.level must be positive with 'dance', got nan"),
+        ({"level": float("inf")}, "denoise.level must be positive with 'flow', got inf"),
+        ({"level": 1.1, "noise": "cps"}, "denoise.level must be above 0 and at most 1 with 'cps', got 1.1"),
+        ({"shift": 0.0}, "denoise.shift must be positive, got 0.0"),
+        ({"hold": 0}, "denoise.hold must be at least 1, got 0"),
+        ({"noise": "ode", "window": 2}, "denoise.noise 'ode' draws at no step: leave window and start"),
+        ({"noise": "ode", "start": "shared"}, "denoise.noise 'ode' draws at no step: leave window and start"),
+        ({"noise": "sde"}, "denoise.noise must be flow, dance, cps or ode, got 'sde'"),
+    ],
+)
+def test_denoising_that_cannot_be_done_is_refused(changed: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Denoising(**changed)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

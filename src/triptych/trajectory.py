@@ -3,11 +3,12 @@
 Every other room hands these objects on. This one knows no model, no kernel, no reward and no
 scenario; it imports torch and nothing of ours but the error type.
 
-Shape legend: B rows, A actions a row, N image tokens, H x W pixels.
+Shape legend: B rows, A actions a row, N image tokens, S steps, H x W pixels.
 """
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -108,12 +109,55 @@ class Unmasking:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Denoising:
+    """How a latent is denoised in ``steps``, and which of the steps are drawn and so are actions.
+
+    ``noise`` is put back after a step by "flow" (Flow-GRPO), "dance" (DanceGRPO) or "cps"
+    (coefficients-preserving), with strength ``level`` (above 0; for "cps" at most 1), see
+    :mod:`triptych.kernels.flow`; "ode" puts back none, which leaves nothing to score. ``shift`` above 1 takes
+    more of the steps at high noise. The last step is never drawn. A ``window`` of w steps draws those alone
+    (MixGRPO, arXiv 2507.21802); 0 is all others. It ``moves`` on by one step every ``hold`` training steps,
+    and round ("sliding"), or lies anywhere, anew for each group ("random"). ``start`` "shared" gives a group
+    one starting noise: with a window its drawings branch from one path.
+    """
+
+    steps: int = 10
+    noise: Literal["flow", "dance", "cps", "ode"] = "flow"
+    level: float = 0.7
+    shift: float = 3.0
+    window: int = 0
+    moves: Literal["sliding", "random"] = "sliding"
+    hold: int = 1
+    start: Literal["own", "shared"] = "own"
+
+    def __post_init__(self) -> None:
+        if self.noise not in ("flow", "dance", "cps", "ode"):
+            raise UserError(f"denoise.noise must be flow, dance, cps or ode, got {self.noise!r}")
+        least = 1 if self.noise == "ode" else 2
+        if self.steps < least:
+            raise UserError(f"denoise.steps must be at least {least} with {self.noise!r}, got {self.steps}")
+        if not 0 <= self.window < self.steps:
+            last = self.steps - 1
+            raise UserError(f"denoise.window must lie between 0 (all) and {last}, got {self.window}")
+        most = 1.0 if self.noise == "cps" else math.inf
+        if not (0 < self.level <= most and self.level < math.inf):
+            bounds = "above 0 and at most 1" if self.noise == "cps" else "positive"
+            raise UserError(f"denoise.level must be {bounds} with {self.noise!r}, got {self.level}")
+        if not 0 < self.shift < math.inf:
+            raise UserError(f"denoise.shift must be positive, got {self.shift}")
+        if self.hold < 1:
+            raise UserError(f"denoise.hold must be at least 1, got {self.hold}")
+        if self.noise == "ode" and (self.window or self.start == "shared"):
+            raise UserError("denoise.noise 'ode' draws at no step: leave window and start at their defaults")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How actions are drawn. All of it is part of the policy, so all of it is recorded.
 
     ``temperature`` divides the logits; 0 means greedy, which leaves nothing to train on.
     ``guidance`` s mixes ``u + s (c - u)``; 1 is off. ``max_tokens`` bounds a text segment; ``unmask`` is for
-    drawings of masked tokens.
+    drawings of masked tokens, ``denoise`` for those of a latent.
     ``source_guidance`` s_I is for edits: ``u + s_I (i - u) + s (c - i)``, where i sees the source picture
     and no text; None is s_I = s, in two passes instead of three.
     Truncations (top-k, top-p) change the policy in a way that scoring cannot see; none is offered.
@@ -123,6 +167,7 @@ class Sampling:
     guidance: float = 1.0
     max_tokens: int = 32
     unmask: Unmasking = Unmasking()
+    denoise: Denoising = Denoising()
     source_guidance: float | None = None
 
     def __post_init__(self) -> None:
@@ -137,22 +182,22 @@ class Sampling:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segment:
+class Segment(ABC):
     """Recorded actions of B rows: what was asked, what was done, and with which probability.
 
     ``logp [B, A]`` holds the log-probabilities as sampled, fp32; ``mask [B, A]`` is true where an
     action was really taken (a row that sat out is all false). Scoring a segment with the weights that
-    sampled it returns ``logp``.
+    sampled it returns ``logp``. ``lacks`` says what cannot be asked about such actions, and why.
     """
 
     name: str
     context: tuple[Prompt, ...]
-    tokens: Tensor
     logp: Tensor
     mask: Tensor
     sampling: Sampling
 
     kind: ClassVar[str] = "segment"
+    lacks: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
         shape = (len(self.context), self.actions)
@@ -168,9 +213,9 @@ class Segment:
         return len(self.context)
 
     @property
+    @abstractmethod
     def actions(self) -> int:
         """A: how many actions a row has room for."""
-        return self.tokens.shape[1]
 
     def tensors(self) -> dict[str, Tensor]:
         """The recorded tensors by field name, each with leading dimension B."""
@@ -232,22 +277,39 @@ def _pad_to(x: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(x, (0, width - x.shape[1])) if x.shape[1] < width else x
 
 
+_NO_NOISE = "loss.ratio 'guard' and loss.objective 'dppo' are for denoising steps, and these are tokens"
+
+
 @dataclass(frozen=True, kw_only=True)
-class TextSegment(Segment):
+class TokenSegment(Segment):
+    """Actions that are choices from a vocabulary: ``tokens [B, A]`` int64."""
+
+    lacks: ClassVar[Mapping[str, str]] = dict.fromkeys(("old_kl", "std", "step_size"), _NO_NOISE)
+
+    tokens: Tensor
+
+    @property
+    def actions(self) -> int:
+        """A: one for each token."""
+        return self.tokens.shape[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSegment(TokenSegment):
     """Text tokens written one after another: ``tokens [B, A]`` int64; the mask ends with the end token."""
 
     kind: ClassVar[str] = "text"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenImageSegment(Segment):
+class TokenImageSegment(TokenSegment):
     """Image tokens drawn one after another in raster order: ``tokens [B, N]`` int64."""
 
     kind: ClassVar[str] = "token_image"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedImageSegment(Segment):
+class MaskedImageSegment(TokenSegment):
     """Image tokens committed in S parallel steps: ``tokens [B, N]`` int64.
 
     ``commit [B, N]`` is the step of each position and ``rank [B, N]`` its place in the order of commits
@@ -277,8 +339,47 @@ class MaskedImageSegment(Segment):
         return self.tokens.shape[1] * (1 + self.draws.shape[1])
 
 
+@dataclass(frozen=True, kw_only=True)
+class FlowImageSegment(Segment):
+    """A latent denoised in S steps: ``latents [B, S + 1, ...]`` fp32, from noise to the clean one.
+
+    ``sigmas [B, S + 1]`` fp32 are the noise levels as used, the same in each row; scoring reads them here.
+    ``trained [B, A]`` int64 are the steps that were drawn, ascending: the actions. ``means [B, A, ...]`` fp32
+    are the centres that they were drawn around. ``logp`` is a mean over the latent's dimensions.
+    """
+
+    kind: ClassVar[str] = "flow_image"
+    lacks: ClassVar[Mapping[str, str]] = {
+        "reference_logp": "its log-probabilities are means over dimensions, from which k1, k2 and k3 estimate"
+        " nothing: set loss.kl to 'exact', the closed form"
+    }
+
+    latents: Tensor
+    sigmas: Tensor
+    trained: Tensor
+    means: Tensor
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("latents", "sigmas", "means"):
+            value = getattr(self, name)
+            assert value.dtype == torch.float32, (
+                f"{self.name}.{name} is {value.dtype}, expected torch.float32"
+            )
+        rows, points, *shape = self.latents.shape
+        expected = {"sigmas": (rows, points), "means": (rows, self.actions, *shape)}
+        for name, size in expected.items():
+            found = tuple(getattr(self, name).shape)
+            assert found == size, f"{self.name}.{name} is {found}, expected {size}"
+
+    @property
+    def actions(self) -> int:
+        """A: the steps that were drawn."""
+        return self.trained.shape[1]
+
+
 _KINDS: dict[str, type[Segment]] = {
-    cls.kind: cls for cls in (TextSegment, TokenImageSegment, MaskedImageSegment)
+    cls.kind: cls for cls in (TextSegment, TokenImageSegment, MaskedImageSegment, FlowImageSegment)
 }
 
 
@@ -302,7 +403,9 @@ def load_segment(path: Path) -> Segment:
         for row, prompt in enumerate(about["context"])
     )
     recorded = {n.removeprefix("field."): t for n, t in tensors.items() if n.startswith("field.")}
-    sampling = Sampling(**{**about["sampling"], "unmask": Unmasking(**about["sampling"]["unmask"])})
+    settings = about["sampling"]
+    nested = {"unmask": Unmasking(**settings["unmask"]), "denoise": Denoising(**settings["denoise"])}
+    sampling = Sampling(**{**settings, **nested})
     return _KINDS[about["kind"]](name=about["name"], context=context, sampling=sampling, **recorded)
 
 

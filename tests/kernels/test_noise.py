@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from triptych.kernels import noise
-from triptych.kernels.noise import uniforms
+from triptych.kernels.noise import normals, uniforms
 from triptych.trajectory import NoiseKey
 
 KEY = NoiseKey(seed=3, step=5, task="count/0007", sample=2, segment="image")
@@ -80,3 +80,32 @@ def test_the_interval_is_open_at_both_ends(word: int, monkeypatch: pytest.Monkey
     monkeypatch.setattr(noise, "stream", lambda key: Extreme())
     number = float(uniforms([KEY], 1))
     assert 0 < number < 1
+
+
+# -- normal numbers ----------------------------------------------------------------------------------
+def test_a_normal_number_depends_on_its_key_and_position_alone() -> None:
+    whole = normals(KEYS, 1001)
+    for start, stop, n in ((0, 64, 7), (5, 6, 1001), (10, 31, 1000), (63, 64, 1)):
+        assert torch.equal(normals(KEYS[start:stop], n), whole[start:stop, :n])
+    assert torch.equal(normals(KEYS[::-1], 16), whole[:, :16].flip(0)) and whole.dtype == torch.float32
+
+
+def test_normal_numbers_are_the_quantiles_of_the_uniform_ones() -> None:
+    """Against scipy's quantiles of the same numbers, and as a distribution; ten thousand of them or more."""
+    expected = stats.norm.ppf(uniforms(KEYS, 400).numpy())
+    np.testing.assert_allclose(normals(KEYS, 400).numpy(), expected, rtol=1e-6, atol=1e-7)
+    for numbers in (
+        normals([KEY], 20_000)[0],
+        normals([replace(KEY, sample=i) for i in range(10_000)], 1)[:, 0],
+    ):
+        assert stats.kstest(numbers.numpy(), "norm").pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("word", "sign"), [(0, -1), (2**64 - 1, 1)])
+def test_the_extreme_normal_numbers_are_finite(word: int, sign: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Extreme:
+        def random_raw(self, n: int) -> np.ndarray:
+            return np.full(n, word, dtype=np.uint64)
+
+    monkeypatch.setattr(noise, "stream", lambda key: Extreme())
+    assert sign * float(normals([KEY], 1)) == pytest.approx(8.2, abs=0.1)

@@ -1,11 +1,12 @@
 import math
 import statistics
+from itertools import combinations
 
 import pytest
 import torch
 
 from triptych.errors import UserError
-from triptych.learn.advantages import AdvantageConfig, group_advantages, normalised_sum
+from triptych.learn.advantages import AdvantageConfig, group_advantages, normalised_sum, widest
 
 NAN = math.nan
 PLAIN = AdvantageConfig(eps=0.0, clip=None)
@@ -87,3 +88,20 @@ def test_settings_that_cannot_be_meant() -> None:
         AdvantageConfig(clip=0.0)
     with pytest.raises(ValueError, match="do not match"):
         group_advantages(torch.zeros(3), ["a"], PLAIN)
+
+
+@pytest.mark.parametrize("keep", [2, 3, 5, 9])
+def test_the_kept_samples_spread_most_of_all_subsets(keep: int) -> None:
+    rewards = torch.rand(16, generator=torch.Generator().manual_seed(keep))
+    rewards[[1, 6]] = NAN
+    groups = [f"{b % 2}" for b in range(16)]
+    chosen = widest(rewards, groups, keep)
+    for group in ("0", "1"):
+        scored = [b for b in range(16) if groups[b] == group and rewards[b].isfinite()]
+        size = min(keep, len(scored))
+        kept = [b for b in scored if chosen[b]]
+        assert len(kept) == size
+        best = max(float(rewards[list(subset)].var(correction=0)) for subset in combinations(scored, size))
+        assert float(rewards[kept].var(correction=0)) == pytest.approx(best, rel=1e-5)
+    assert not chosen[[1, 6]].any()
+    assert widest(torch.full((3,), NAN), ["a"] * 3, 2).sum() == 0

@@ -33,6 +33,9 @@ def batch(seed: int = 0) -> dict[str, Tensor]:
         "old_logp": old,
         "reference_logp": old + 0.3 * normal[2],
         "entropy": normal[3].abs(),
+        "old_kl": 0.1 * normal[1].square(),
+        "std": 0.5 + 0.1 * normal[2].abs(),
+        "step_size": 0.1 + 0.2 * normal[3].abs(),
         "advantages": torch.tensor([1.0, -2.0, 0.5, 3.0, 9.0, -0.7], dtype=torch.float64),
         "mask": torch.arange(A) < torch.tensor([5, 4, 1, 0, 3, 5])[:, None],
         "scored": torch.tensor([True, True, True, True, False, True]),
@@ -53,16 +56,23 @@ def expected_loss(data: dict[str, Tensor], c: PolicyLossConfig) -> float:
     policy, regulariser = [], []
     for b in range(B):
         steps = [a for a in range(A) if data["mask"][b, a]]
-        value = {k: data[k][b].tolist() for k in ("logp", "old_logp", "reference_logp", "entropy")}
+        value = {k: v[b].tolist() for k, v in data.items()}
         diffs = [value["logp"][a] - value["old_logp"][a] for a in steps]
         if c.ratio == "sequence" and steps:
             diffs = [sum(diffs) / len(steps)] * len(steps)
         adv = float(data["advantages"][b])
         row = []
-        for diff in diffs:
+        for a, diff in zip(steps, diffs, strict=True):
+            weight = 1.0
+            if c.ratio == "guard":
+                diff, weight = value["std"][a] * (diff + value["old_kl"][a]), 1 / value["step_size"][a]
             r = math.exp(diff)
             inside = min(max(r, 1 - c.clip_low), 1 + c.clip_high)
-            row.append(-min(r * adv, inside * adv) if c.objective == "clip" else -r * adv)
+            losses = {"clip": -min(r * adv, inside * adv), "no_clip": -r * adv, "dppo": -r * adv}
+            going = (adv > 0 and r > 1) or (adv < 0 and r < 1)
+            if value["old_kl"][a] >= c.dppo_threshold and going:
+                losses["dppo"] = 0.0
+            row.append(weight * losses[c.objective])
         if data["scored"][b]:
             policy.append(row)
         rs = [value["reference_logp"][a] - value["logp"][a] for a in steps]
@@ -92,6 +102,9 @@ CONFIGS = [
     PolicyLossConfig(ratio="sequence", aggregation="sequence", clip_low=0.02, clip_high=0.05),
     PolicyLossConfig(ratio="sequence", objective="no_clip", entropy_coef=0.2),
     PolicyLossConfig(aggregation="constant", constant_length=32, kl_coef=0.1),
+    PolicyLossConfig(ratio="guard", clip_low=0.05, clip_high=0.1, kl_coef=0.1),
+    PolicyLossConfig(objective="dppo", dppo_threshold=0.02),
+    PolicyLossConfig(objective="dppo", ratio="guard", dppo_threshold=0.05, aggregation="sequence"),
 ]
 
 
@@ -187,11 +200,18 @@ def test_k1_has_no_expected_gradient_and_warns() -> None:
 def test_exact_kl_and_what_an_objective_needs() -> None:
     data, config = batch(), PolicyLossConfig(kl_coef=0.5, kl="exact", entropy_coef=0.1)
     assert config.needs == {"logp", "kl", "entropy"} and config.needs_reference
-    assert PolicyLossConfig(kl_coef=0.5).needs == {"logp"} and PolicyLossConfig(kl_coef=0.5).needs_reference
+    estimated = PolicyLossConfig(kl_coef=0.5)
+    assert estimated.needs == {"logp", "reference_logp"} and estimated.needs_reference
     assert NO_CLIP.needs == {"logp"} and not NO_CLIP.needs_reference
     given = torch.full((B, A), 0.25, dtype=torch.float64)
     difference = loss_of(data | {"kl": given}, config) - loss_of(data, replace(config, kl_coef=0.0))
     assert float(difference) == pytest.approx(0.5 * 0.25)
+    guard = PolicyLossConfig(ratio="guard")
+    assert guard.needs == {"logp", "old_kl", "std", "step_size"}
+    assert PolicyLossConfig(objective="dppo").needs == {"logp", "old_kl"}
+    for missing in ("old_kl", "std", "step_size"):
+        with pytest.raises(ValueError, match=missing):
+            terms_of({k: v for k, v in data.items() if k != missing}, guard)
     for missing in ("kl", "entropy"):
         with pytest.raises(ValueError, match=missing):
             terms_of({k: v for k, v in (data | {"kl": given}).items() if k != missing}, config)
@@ -235,6 +255,36 @@ def test_clipped_counts_only_what_lost_its_gradient() -> None:
     assert leaf.grad is not None and (leaf.grad == 0).flatten().tolist() == [True, False, False, True, False]
 
 
+def test_dppo_drops_what_has_gone_far_and_goes_on_and_nothing_else() -> None:
+    """Ratios of 1.1 and 0.9, near and far from the policy that acted; credit up, down, and none."""
+    config = PolicyLossConfig(objective="dppo", dppo_threshold=0.01)
+    log_ratio = torch.tensor([[1.1, 0.9, 1.1, 0.9]]).log().repeat(3, 1).requires_grad_()
+    far = torch.tensor([[0.0099, 0.0099, 0.01, 0.01]]).repeat(3, 1)
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    advantages = torch.tensor([1.0, -1.0, 0.0])
+    terms = policy_terms(log_ratio, torch.zeros(3, 4), advantages, mask, config, old_kl=far)
+    terms.policy.sum().backward()
+    assert log_ratio.grad is not None
+    assert (log_ratio.grad[:2] == 0).tolist() == [[False, False, True, False], [False, False, False, True]]
+    assert terms.metrics.clipped == 2 and terms.policy_mask.all(), "they count in the denominator"
+
+
+def test_the_guards_gradient_has_the_divergences_part() -> None:
+    """The log-ratio's curvature and the divergence's cancel: what stays is linear in the mean."""
+    mean = torch.tensor([[0.3]], dtype=torch.float64, requires_grad=True)
+    std, there = torch.tensor([[0.5]], dtype=torch.float64), 0.7
+    logp = -((there - mean) ** 2) / (2 * std**2)
+    about = {"old_kl": mean**2 / (2 * std**2), "std": std, "step_size": torch.tensor([[0.1]])}
+    old = torch.full((1, 1), -(there**2) / (2 * 0.25), dtype=torch.float64)
+    config = PolicyLossConfig(objective="no_clip", ratio="guard")
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    terms = policy_terms(logp, old, torch.ones(1), mask, config, **about)  # type: ignore[arg-type]
+    terms.policy.sum().backward()
+    ratio = math.exp(there * 0.3 / 0.5)  # s (x' - mu_old) (mu - mu_old) / s^2
+    assert terms.policy.item() == pytest.approx(-ratio / 0.1)
+    assert mean.grad is not None and mean.grad.item() == pytest.approx(-ratio / 0.1 * there / 0.5)
+
+
 def test_huge_log_ratios_stay_finite() -> None:
     logp = torch.tensor([[-500.0, 500.0]], requires_grad=True)
     config = PolicyLossConfig(objective="no_clip", kl_coef=1.0)
@@ -264,7 +314,7 @@ def test_a_masked_out_micro_batch_gives_zero_and_runs_backward() -> None:
 def test_non_finite_actions_are_dropped_from_both_sides_and_counted() -> None:
     config = PolicyLossConfig(kl_coef=0.1, entropy_coef=0.1)
     clean, broken = batch(), batch()
-    places = {"logp": (0, 1), "old_logp": (1, 0), "reference_logp": (5, 2), "entropy": (5, 4)}
+    places = {"logp": (0, 1), "old_logp": (1, 0), "reference_logp": (5, 2), "entropy": (5, 4), "std": (4, 0)}
     for name, place in places.items():
         broken[name][place] = math.nan if name != "old_logp" else -math.inf
         clean["mask"][place] = False
@@ -272,7 +322,7 @@ def test_non_finite_actions_are_dropped_from_both_sides_and_counted() -> None:
     leaf = broken["logp"].clone().requires_grad_()
     loss = loss_of(broken | {"logp": leaf}, config)
     loss.backward()
-    assert terms_of(broken, config).metrics.non_finite == 4
+    assert terms_of(broken, config).metrics.non_finite == 5
     assert loss.item() == pytest.approx(loss_of(clean, config).item(), rel=1e-12)
     assert leaf.grad is not None and leaf.grad.isfinite().all()
     assert all(leaf.grad[place] == 0 for place in places.values())
@@ -305,5 +355,7 @@ def test_settings_that_cannot_be_meant() -> None:
         PolicyLossConfig(aggregation="constant")
     with pytest.raises(UserError, match="set both or neither"):
         PolicyLossConfig(constant_length=10)
+    with pytest.raises(UserError, match=r"dppo_threshold must be positive, got 0\.0"):
+        PolicyLossConfig(objective="dppo", dppo_threshold=0.0)
     with pytest.raises(UserError, match="clip_low"):
         PolicyLossConfig(clip_low=1.5)

@@ -23,7 +23,8 @@ TINY = TinyJanus(width=16, layers=1, heads=2, hidden=24, vision_width=16, vision
 TINY_SHOWO = TinyShowo(width=16, layers=1, heads=2, hidden=24, codes=32)
 QUICK: dict[str, Any] = {"steps": 1, "evaluate_tasks": 6}
 TINY_UNIGEN = TinyUniGen(**vars(TINY_SHOWO) | {"vision_width": 8, "vision_layers": 1})
-STEPPED = {"demo", "janus", "janus.lora", "starters.janus", "starters.showo", "starters.unigen"}
+STEPPED = {"demo", "janus", "janus.lora", "starters.janus", "starters.janus.refine"}
+STEPPED |= {"starters.showo", "starters.unigen"}
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_public_weights_with_prompts_and_reward_of_ones_own(
         assert grown and any(w.abs().max() > 0 for w in grown)
 
 
-def test_a_starter_is_made_trained_further_and_described(tmp_path: Path, few_scenes: None) -> None:
+def test_a_starter_is_made_in_two_parts_and_described(tmp_path: Path, few_scenes: None) -> None:
     own = {p: p.stat().st_mtime_ns for p in starters_folder().rglob("*")}
     folder = tmp_path / "starter"
     rates = OptimizerConfig(kind="muon", lr=1e-3, muon_lr=0.02)
@@ -122,7 +123,7 @@ def test_a_starter_is_made_trained_further_and_described(tmp_path: Path, few_sce
     assert {"loss/draw", "loss/read"} <= set(first["metrics"]) and "train_seconds" in first
     check_starter(folder, tmp_path / "first", curve=["| 1 | 0 |", "| 1 | 1 |"])
 
-    second = with_settings(find("starters.janus"), **settings, model=str(tmp_path / "first"))
+    second = with_settings(find("starters.janus.refine"), **settings, model=str(tmp_path / "first"))
     run(second, tmp_path / "second")
     assert learned(second, tmp_path / "second")
     check_starter(folder, tmp_path / "second", curve=["| 1 | 0 |", "| 1 | 1 |", "| 2 | 0 |", "| 2 | 1 |"])

@@ -81,6 +81,20 @@ def padded(segment: Segment, more: int) -> Segment:
     return replace(segment, **wider)
 
 
+def test_only_the_episodes_that_differ_most_are_learned_from() -> None:
+    made = learner(functions={"red": redness}, prompts=2, group=4, learn_from=2)
+    batch = made.collect(1)
+    totals = batch.judged.total.view(2, 4)
+    extremes = sorted(4 * g + int(b) for g in range(2) for b in (totals[g].argmin(), totals[g].argmax()))
+    assert made._minibatch(batch, 0) == extremes
+    (step,) = made.gradients(1)
+    list(step.losses)
+    assert made.sums.kept == 2 * 2 * batch.rollout.segments["image"].actions
+    for few in (1, 5, -1):
+        with pytest.raises(UserError, match="learn_from must be 0"):
+            learner(group=4, learn_from=few)
+
+
 # -- one gradient, however the work is cut -----------------------------------------------------------
 @pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize("scenario", [None, WriteThenDraw()], ids=["draw", "write and draw"])

@@ -30,3 +30,12 @@ def uniforms(keys: Sequence[NoiseKey], n: int) -> Tensor:
     """
     raw = np.stack([stream(key).random_raw(n) for key in keys])
     return torch.from_numpy(((raw >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52)
+
+
+def normals(keys: Sequence[NoiseKey], n: int) -> Tensor:
+    """``[B, n]`` fp32 standard normal: the quantiles of :func:`uniforms`, computed in float64.
+
+    One normal for one uniform, so the k-th stays where it is however many are drawn. At most 8.2 in size.
+    """
+    quantiles: Tensor = torch.special.ndtri(uniforms(keys, n))
+    return quantiles.float()

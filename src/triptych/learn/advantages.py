@@ -107,6 +107,24 @@ def normalised_sum(
     )
 
 
+def widest(rewards: Tensor, groups: Sequence[str], keep: int) -> Tensor:
+    """Which ``keep`` samples of each group have the largest variance of ``rewards [B]``: ``[B]`` bool.
+
+    Max-variance down-sampling (PODS, arXiv 2504.13818): of the sorted rewards they are some of the lowest and
+    some of the highest. Unscored samples are never among them; ties go to the sample that comes first.
+    """
+    chosen = torch.zeros(len(groups), dtype=torch.bool, device=rewards.device)
+    for rows in _members(groups, rewards.device):
+        rows = rows[rewards[rows].isfinite()]
+        rows = rows[rewards[rows].sort(stable=True).indices]
+        n = min(keep, len(rows))
+        subsets = [torch.cat([rows[: n - high], rows[len(rows) - high :]]) for high in range(n + 1)]
+        spreads = [rewards[subset].double().var(correction=0) for subset in subsets] if n else []
+        if spreads:
+            chosen[subsets[int(torch.stack(spreads).argmax())]] = True
+    return chosen
+
+
 def _members(groups: Sequence[str], device: torch.device) -> list[Tensor]:
     rows: dict[str, list[int]] = {}
     for b, group in enumerate(groups):

@@ -8,6 +8,7 @@ Shape legend: B rows (one sequence of actions each), A actions a row.
 """
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -24,8 +25,13 @@ class PolicyLossConfig:
     """Which objective, which ratio, which regularisers, and what a mean is taken over.
 
     ``objective``: "clip" is PPO's pessimistic bound over ``[1 - clip_low, 1 + clip_high]`` (unequal bounds:
-    clip-higher of DAPO, arXiv 2503.14476); "no_clip" is ratio times advantage, for strictly on-policy runs.
-    ``ratio``: of each action, or one a sequence (GSPO, arXiv 2507.18071; use "sequence" aggregation with it).
+    clip-higher of DAPO, arXiv 2503.14476); "no_clip" is ratio times advantage, for strictly on-policy runs;
+    "dppo" drops an action instead of bounding it, where its divergence from the policy that acted is at least
+    ``dppo_threshold`` (in the units of the log-probability) and the ratio goes on the way the advantage asks.
+    ``ratio``: of each action, or one a sequence (GSPO, arXiv 2507.18071; use "sequence" aggregation with it),
+    or "guard" (GRPO-Guard, arXiv 2510.22319): each step's log-ratio is freed of its negative mean and scaled
+    by the step's noise, so that one clip range fits all steps, and the loss is divided by the step's length.
+    "guard" and "dppo" need what denoising steps alone have.
     ``kl``: an estimator from log-probabilities, named for its value: k1 = lp - ref, k2 = (ref - lp)^2 / 2,
     k3 = exp(ref - lp) - (ref - lp) - 1 -- or "exact", when the model gives the divergence itself. As losses
     on the policy's own samples, k3 has the gradient of KL(ref || pi), k2 that of KL(pi || ref), and k1 an
@@ -35,10 +41,11 @@ class PolicyLossConfig:
     ``log_ratio_clamp`` bounds log-ratios before they are exponentiated.
     """
 
-    objective: Literal["clip", "no_clip"] = "clip"
+    objective: Literal["clip", "no_clip", "dppo"] = "clip"
     clip_low: float = 0.2
     clip_high: float = 0.2
-    ratio: Literal["token", "sequence"] = "token"
+    dppo_threshold: float = 1e-4
+    ratio: Literal["token", "sequence", "guard"] = "token"
     kl_coef: float = 0.0
     kl: Literal["k1", "k2", "k3", "exact"] = "k3"
     entropy_coef: float = 0.0
@@ -50,6 +57,8 @@ class PolicyLossConfig:
         if not 0 <= self.clip_low <= 1 or self.clip_high < 0:
             bounds = f"clip_low {self.clip_low}, clip_high {self.clip_high}"
             raise UserError(f"clip_low must be in [0, 1] and clip_high not negative, got {bounds}")
+        if not self.dppo_threshold > 0:
+            raise UserError(f"dppo_threshold must be positive, got {self.dppo_threshold}")
         if self.kl_coef < 0:
             raise UserError(f"kl_coef must not be negative, got {self.kl_coef}")
         if (self.aggregation == "constant") != (self.constant_length is not None):
@@ -63,11 +72,15 @@ class PolicyLossConfig:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the model's ``score`` must give: "logp", with "kl" and "entropy" where they are used."""
+        """What the model's ``score`` must give: "logp", and what else is used."""
         wanted = {
             "logp": True,
             "kl": self.needs_reference and self.kl == "exact",
+            "reference_logp": self.needs_reference and self.kl != "exact",
             "entropy": self.entropy_coef,
+            "old_kl": self.objective == "dppo" or self.ratio == "guard",
+            "std": self.ratio == "guard",
+            "step_size": self.ratio == "guard",
         }
         return frozenset(name for name, used in wanted.items() if used)
 
@@ -160,28 +173,38 @@ def policy_terms(
     reference_logp: Tensor | None = None,
     kl: Tensor | None = None,
     entropy: Tensor | None = None,
+    old_kl: Tensor | None = None,
+    std: Tensor | None = None,
+    step_size: Tensor | None = None,
 ) -> PolicyTerms:
     """The element-wise losses of B rows.
 
     ``logp [B, A]`` fresh, with a graph; ``old_logp [B, A]`` as recorded; ``advantages [B]``; ``mask [B, A]``
     bool, true where an action was taken; ``scored [B]`` bool: unscored rows lose the policy term, not KL and
-    entropy. ``reference_logp``, ``kl``, ``entropy`` ``[B, A]`` where ``config`` needs them, else ValueError.
+    entropy. The rest, ``[B, A]`` each, where ``config`` needs it, else ValueError: ``reference_logp``, ``kl``
+    and ``entropy``; ``old_kl``, the divergence of the policy that acted from the fresh one, with a graph;
+    ``std`` and ``step_size``, the noise and the length of a denoising step.
 
     Actions for which anything given is not finite are dropped from numerator and denominator, and counted.
     """
-    if config.entropy_coef and entropy is None:
-        raise ValueError("entropy_coef is set: entropy must be given")
-    given = [logp, old_logp, *(x for x in (reference_logp, kl, entropy) if x is not None)]
-    keep = mask & torch.stack([x.detach().isfinite() for x in given]).all(dim=0)
+    beside = {"reference_logp": reference_logp, "kl": kl, "entropy": entropy}
+    beside |= {"old_kl": old_kl, "std": std, "step_size": step_size}
+    given = {name: value for name, value in beside.items() if value is not None}
+    if missing := sorted(config.needs - {"logp", *given}):
+        raise ValueError(f"the objective needs {', '.join(missing)}: give it")
+    finite = torch.stack([x.detach().isfinite() for x in (logp, old_logp, *given.values())]).all(dim=0)
+    keep = mask & finite
     policy_mask = keep if scored is None else keep & scored[:, None]
     # Dropped, padded and unscored places are replaced before arithmetic: 0 * NaN would reach the gradient.
     fresh = _only(keep, logp)
     log_ratio = fresh - _only(keep, old_logp)
-    policy, clipped = _policy(log_ratio, _only(policy_mask, advantages[:, None].to(logp)), keep, config)
+    beside_kept = {name: _only(keep, value) for name, value in given.items()}
+    credit = _only(policy_mask, advantages[:, None].to(logp))
+    policy, clipped = _policy(log_ratio, credit, keep, config, beside_kept)
     terms = {
         "policy": policy,
-        "kl": _kl(fresh, keep, config, reference_logp, kl),
-        "entropy": torch.zeros_like(fresh) if entropy is None else _only(keep, entropy),
+        "kl": _kl(fresh, config, beside_kept),
+        "entropy": beside_kept.get("entropy", torch.zeros_like(fresh)),
     }
     error = (_bounded_exp(log_ratio, config) - 1).abs().flatten()
     metrics = PolicyMetrics.of(
@@ -205,32 +228,37 @@ def _bounded_exp(log_ratio: Tensor, config: PolicyLossConfig) -> Tensor:
 
 
 def _policy(
-    log_ratio: Tensor, advantages: Tensor, keep: Tensor, config: PolicyLossConfig
+    log_ratio: Tensor,
+    advantages: Tensor,
+    keep: Tensor,
+    config: PolicyLossConfig,
+    beside: Mapping[str, Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """The policy loss, and where the bound cuts its gradient. ``log_ratio`` is 0 outside ``keep``."""
+    """The policy loss, and where its gradient is cut. What is given is 0 outside ``keep``."""
     if config.ratio == "sequence":
         lengths = keep.sum(dim=1, keepdim=True).clamp(min=1)
         log_ratio = (log_ratio.sum(dim=1, keepdim=True) / lengths).expand_as(log_ratio)
+    if config.ratio == "guard":
+        # Under the policy that acted, a log-ratio of Gaussians has the mean -old_kl and the spread ~ 1 / std.
+        log_ratio = beside["std"] * (log_ratio + beside["old_kl"])
+        advantages = advantages / torch.where(keep, beside["step_size"], 1.0)
     ratio = _bounded_exp(log_ratio, config)
     free = -advantages * ratio
     if config.objective == "no_clip":
         return free, torch.zeros_like(keep)
+    if config.objective == "dppo":
+        dropped = (beside["old_kl"] >= config.dppo_threshold) & (advantages * (ratio - 1) > 0)
+        return _only(~dropped, free), dropped
     bounded = -advantages * ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
     return torch.maximum(free, bounded), bounded > free
 
 
-def _kl(
-    fresh: Tensor, keep: Tensor, config: PolicyLossConfig, reference_logp: Tensor | None, kl: Tensor | None
-) -> Tensor:
+def _kl(fresh: Tensor, config: PolicyLossConfig, beside: Mapping[str, Tensor]) -> Tensor:
     if not config.needs_reference:
         return torch.zeros_like(fresh)
     if config.kl == "exact":
-        if kl is None:
-            raise ValueError("kl='exact': the divergence must be given")
-        return _only(keep, kl)
-    if reference_logp is None:
-        raise ValueError(f"kl={config.kl!r}: reference_logp must be given")
-    r = _only(keep, reference_logp) - fresh
+        return beside["kl"]
+    r = beside["reference_logp"] - fresh
     if config.kl == "k1":
         return -r
     if config.kl == "k2":

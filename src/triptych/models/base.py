@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -39,11 +39,20 @@ class Codec(Protocol):
 
 @dataclass(frozen=True)
 class Scores:
-    """What ``score`` was asked for, each ``[B, A]`` fp32; None where it was not."""
+    """What ``score`` was asked for, each ``[B, A]`` fp32; None where it was not.
+
+    ``kl`` is that to the reference, exact; ``reference_logp`` the reference's log-probability. Denoising
+    steps alone have ``old_kl``, the divergence of the policy that acted from this one, exact, and of each
+    step the spread ``std`` and the length ``step_size``.
+    """
 
     logp: Tensor | None = None
     entropy: Tensor | None = None
     kl: Tensor | None = None
+    reference_logp: Tensor | None = None
+    old_kl: Tensor | None = None
+    std: Tensor | None = None
+    step_size: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,19 +140,23 @@ class UnifiedModel(nn.Module, ABC):
     def score(self, segment: Segment, need: frozenset[str], reference: bool = False) -> Scores:
         """Score recorded actions with the present weights, by the settings recorded in the segment.
 
-        ``need`` names what to return: "logp", "entropy", "kl" (exact, to the reference; over the whole
-        vocabulary, inside the chunk). ``reference=True`` scores with the reference weights instead.
+        ``need`` names what to return, see :class:`Scores`. ``reference=True`` scores with the reference
+        weights instead. What a kind of segment lacks is an error that says why.
         """
-        unknown = need - {"logp", "entropy", "kl"}
-        if unknown:
-            raise UserError(f"{self.name} cannot score {sorted(unknown)}; it gives logp, entropy and kl")
+        known = [f.name for f in fields(Scores) if f.name not in segment.lacks]
+        if unknown := sorted(need - set(known)):
+            why = segment.lacks.get(unknown[0], f"a {segment.kind} segment has {', '.join(known)}")
+            raise UserError(f"cannot score {unknown[0]} of segment {segment.name!r}: {why}")
         if segment.sampling.temperature == 0:
             raise UserError(f"segment {segment.name!r} was drawn greedily: it has no probabilities to score")
-        if reference and "kl" in need:
+        if reference and need & {"kl", "reference_logp"}:
             raise UserError("a kl of the reference to itself is asked for: score it with the policy")
         if not reference:
-            result: Scores = self(segment, need)
-            return result
+            other = None
+            if "reference_logp" in need:
+                other = self.score(segment, frozenset({"logp"}), reference=True).logp
+            result: Scores = self(segment, need - {"reference_logp"})
+            return replace(result, reference_logp=other)
         with self.reference():
             result = self(segment, need)
             return result

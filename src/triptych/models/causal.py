@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from triptych.errors import UserError
 from triptych.kernels import tokens as kernel
-from triptych.trajectory import Sampling, Unmasking
+from triptych.trajectory import Denoising, Sampling, Unmasking
 
 
 class Cache(Protocol):
@@ -154,6 +154,8 @@ def autoregress(
         raise UserError(
             "unmask is for masked tokens, and these come one after another: leave it at its default"
         )
+    if sampling.denoise != Denoising():
+        raise UserError("denoise is for latents, and these are tokens: leave it at its default")
     if sampling.source_guidance is not None:
         raise UserError("source_guidance is for edits in masked tokens: leave it at its default")
     actions, start, new = uniforms.shape[1], valid.shape[1], prefix.shape[1]

@@ -40,6 +40,7 @@ from triptych.trajectory import (
     Segment,
     TextSegment,
     TokenImageSegment,
+    TokenSegment,
 )
 
 USER, ASSISTANT = "<|User|>", "<|Assistant|>"
@@ -236,7 +237,7 @@ class JanusModel(UnifiedModel):
         )
 
     # -- scoring -----------------------------------------------------------------------------------
-    def _hidden(self, segment: Segment, blank: Tensor | None = None) -> Tensor:
+    def _hidden(self, segment: TokenSegment, blank: Tensor | None = None) -> Tensor:
         """Hidden states that predict the actions, ``[B or 2B, A, D]``: each one *before* its token."""
         draw = isinstance(segment, TokenImageSegment)
         context = self._context(segment.context, draw, segment.sampling.guidance, blank)
@@ -254,6 +255,7 @@ class JanusModel(UnifiedModel):
         self, segment: Segment, need: frozenset[str], reference: bool = False, blank: Tensor | None = None
     ) -> Scores:
         """See :meth:`UnifiedModel.score`. Rows in ``blank [B]`` are scored without their prompt."""
+        assert isinstance(segment, TokenSegment), f"janus drew no {segment.kind} segment"
         draw = isinstance(segment, TokenImageSegment)
         plain = self.recompute  # what is recomputed must be computed the same way twice
         with quick(*([] if plain else [self.network.model.language_model])):

@@ -35,7 +35,17 @@ from triptych.models.packed import packed, quick
 from triptych.models.patch_codec import PatchCodec
 from triptych.models.quiet import quiet
 from triptych.models.rows import answer_count, answers, texts
-from triptych.trajectory import MaskedImageSegment, NoiseKey, Picture, Prompt, Sampling, Segment, TextSegment
+from triptych.trajectory import (
+    Denoising,
+    MaskedImageSegment,
+    NoiseKey,
+    Picture,
+    Prompt,
+    Sampling,
+    Segment,
+    TextSegment,
+    TokenSegment,
+)
 
 CODEC_FOLDER = "vq"
 
@@ -95,7 +105,7 @@ class MaskedModel(UnifiedModel):
         """What stands before an answer of up to ``room`` tokens."""
 
     @abstractmethod
-    def _written(self, segment: Segment) -> Tensor:
+    def _written(self, segment: TokenSegment) -> Tensor:
         """Hidden states ``[B, A, D]`` that predict a text's tokens: each one *before* its token."""
 
     # -- drawing -----------------------------------------------------------------------------------
@@ -142,6 +152,8 @@ class MaskedModel(UnifiedModel):
         """Draw pictures in ``sampling.unmask.steps`` passes: ``tokens [B, N]`` in raster order."""
         if sampling.source_guidance is not None and "edit" not in self.can:
             raise UserError(f"source_guidance is for edits, and {self.name} cannot edit: leave it unset")
+        if sampling.denoise != Denoising():
+            raise UserError("denoise is for latents, and these are tokens: leave it at its default")
         noise = kernel.noise(keys, self.draw_tokens, sampling.unmask).to(self.device)
         head = self.network.code_head()
         branches = token_kernel.branches(sampling.guidance, sampling.source_guidance)
@@ -208,6 +220,7 @@ class MaskedModel(UnifiedModel):
             if isinstance(segment, MaskedImageSegment):
                 scores = self._drawn_scores(segment, need, blank)
             else:
+                assert isinstance(segment, TokenSegment), f"{self.name} drew no {segment.kind} segment"
                 scores = self._text_scores(segment, need)
         return Scores(scores.logp, scores.entropy, scores.kl)
 
@@ -229,7 +242,7 @@ class MaskedModel(UnifiedModel):
             reference=other,
         )
 
-    def _text_scores(self, segment: Segment, need: frozenset[str]) -> token_kernel.TokenScores:
+    def _text_scores(self, segment: TokenSegment, need: frozenset[str]) -> token_kernel.TokenScores:
         other = None
         if "kl" in need:
             with self.reference():

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from triptych.errors import UserError
 from triptych.models import canvas
-from triptych.models.weights import find_file
 
 BEGIN_IMAGE, END_IMAGE, DRAW, READ = "<|soi|>", "<|eoi|>", "<|t2i|>", "<|mmu|>"
 MARKS = (BEGIN_IMAGE, END_IMAGE, "<|sov|>", "<|eov|>", DRAW, READ, "<|t2v|>", "<|v2v|>", "<|lvg|>")
@@ -47,15 +46,6 @@ class MaskedLayout:
     def mask_id(self) -> int:
         """The id of a token that is hidden: the last one."""
         return self.vocab_size - 1
-
-
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """A folder's ``config.json``."""
-    path = find_file(folder, ["config.json"])
-    try:
-        return dict(json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a JSON object: {error}") from None
 
 
 class MaskedNetwork(nn.Module, ABC):

@@ -39,7 +39,7 @@ from triptych.models.masked_network import DRAW, MARKS, READ
 from triptych.models.patch_codec import PatchCodec
 from triptych.models.rows import left_padded, words
 from triptych.models.showo_network import PAD, ShowoLayout, ShowoNetwork
-from triptych.trajectory import Prompt, Segment
+from triptych.trajectory import Prompt, TokenSegment
 
 PROMPT_COLUMNS = 129
 PUBLIC_CODEC = "showlab/magvitv2"
@@ -124,7 +124,7 @@ class ShowoModel(MaskedModel):
             causal.run_layers(*self._look(seen), cache)
         return Prefix(self.network.get_input_embeddings()(ids), valid, past=cache)
 
-    def _written(self, segment: Segment) -> Tensor:
+    def _written(self, segment: TokenSegment) -> Tensor:
         seen, ids, valid = self._question(segment.context)
         embeds = self.network.get_input_embeddings()(torch.cat([ids, segment.tokens[:, :-1]], dim=1))
         valid = torch.cat([valid, segment.mask[:, :-1]], dim=1)

@@ -14,8 +14,8 @@ from transformers import PhiConfig, PhiForCausalLM
 
 from triptych.errors import UserError
 from triptych.models import canvas
-from triptych.models.masked_network import MARKS, MaskedLayout, MaskedNetwork, read_config
-from triptych.models.weights import fill, read_state_dict
+from triptych.models.masked_network import MARKS, MaskedLayout, MaskedNetwork
+from triptych.models.weights import fill, read_config, read_state_dict
 
 PAD = "[PAD]"
 FILES = ("pytorch_model.safetensors", "pytorch_model.bin")

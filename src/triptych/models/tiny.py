@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
@@ -11,8 +11,12 @@ from transformers import (
     JanusVisionConfig,
     JanusVQVAEConfig,
     LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2VLImageProcessorPil,
     Siglip2VisionConfig,
     Siglip2VisionModel,
 )
@@ -27,13 +31,16 @@ from triptych.models.unigen import BEGIN_TURN, END_TURN, UniGenModel
 from triptych.models.unigen_network import UniGenLayout, UniGenNetwork
 from triptych.models.word_tokenizer import word_tokenizer
 
+if TYPE_CHECKING:
+    from triptych.models.unirl_zero_network import UniRLZeroNetwork
+
 
 @dataclass(frozen=True, kw_only=True)
 class TinyJanus:
     """Sizes of a small Janus: pictures of ``side`` pixels in ``patch`` x ``patch`` tokens."""
 
     width: int = 192
-    layers: int = 4
+    layers: int = 6
     heads: int = 6
     hidden: int = 512
     vision_width: int = 128
@@ -132,7 +139,7 @@ class TinyShowo:
     """
 
     width: int = 192
-    layers: int = 4
+    layers: int = 6
     heads: int = 6
     hidden: int = 512
     side: int = 32
@@ -226,3 +233,117 @@ def tiny_unigen(
         if isinstance(codec, PatchCodec):
             _start_from_codes(network, codec)
     return UniGenModel(network, tokenizer, codec)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyUniRLZero:
+    """Sizes of a small UniRL-Zero, for pictures of ``side`` pixels in patches of ``patch`` x ``patch``.
+
+    Its SANA, ``dm_width`` wide, denoises ``channels`` numbers for each of the same patches. Unlike SANA-1.6B
+    it is told positions, as SANA is at 2048 pixels.
+    """
+
+    width: int = 160
+    layers: int = 4
+    heads: int = 5
+    hidden: int = 384
+    vision_width: int = 96
+    vision_layers: int = 2
+    side: int = 32
+    patch: int = 4
+    queries: int = 16
+    connector_layers: int = 2
+    channels: int = 6
+    dm_width: int = 160
+    dm_layers: int = 6
+    dm_heads: int = 5
+    spare_words: int = 64
+
+
+LOOK_MARKS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+THOUGHT_MARKS = ("<think>", "</think>", "<answer>", "</answer>")
+"""Words of their own, but no special ones: they are read in what a model wrote."""
+
+
+def tiny_unirl_zero(
+    words: Sequence[str], sizes: TinyUniRLZero, seed: int = 0
+) -> tuple["UniRLZeroNetwork", PreTrainedTokenizerFast]:
+    """A randomly initialised UniRL-Zero and its tokenizer, for any codec of its latents' sizes."""
+    from diffusers import SanaTransformer2DModel  # slow to import, and for this model alone
+
+    from triptych.models.connector import ConnectorSizes
+    from triptych.models.diffusion import Sana
+    from triptych.models.unirl_zero_network import UniRLZeroLayout, UniRLZeroNetwork
+
+    special = [BEGIN_TURN, END_TURN, *LOOK_MARKS]
+    tokenizer = word_tokenizer([*words, "user", "assistant", "system"], special, spare=sizes.spare_words)
+    tokenizer.add_tokens(list(THOUGHT_MARKS))
+    layout = UniRLZeroLayout(
+        queries=sizes.queries,
+        connector=ConnectorSizes(layers=sizes.connector_layers, heads=sizes.heads),
+    )
+    head = sizes.dm_width // sizes.dm_heads
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        lm = Qwen2_5_VLForConditionalGeneration(_tiny_qwen(tokenizer, sizes))
+        sana = SanaTransformer2DModel(
+            in_channels=sizes.channels,
+            out_channels=sizes.channels,
+            num_attention_heads=sizes.dm_heads,
+            attention_head_dim=head,
+            num_layers=sizes.dm_layers,
+            num_cross_attention_heads=sizes.dm_heads,
+            cross_attention_head_dim=head,
+            cross_attention_dim=sizes.dm_width,
+            caption_channels=sizes.width,
+            sample_size=sizes.side // sizes.patch,
+            interpolation_scale=1,
+        )
+        pixels = sizes.side**2
+        processor = Qwen2VLImageProcessorPil(
+            patch_size=sizes.patch, size={"shortest_edge": pixels, "longest_edge": pixels}
+        )
+        return UniRLZeroNetwork(lm, Sana(sana), processor, layout), tokenizer
+
+
+def _tiny_qwen(tokenizer: PreTrainedTokenizerFast, sizes: TinyUniRLZero) -> Qwen2_5_VLConfig:
+    """A quarter of each head's rotations is for time, the rest for row and column, as in public models."""
+    half = sizes.width // sizes.heads // 2
+    sides = half * 3 // 8
+    start, end, picture, film = tokenizer.convert_tokens_to_ids(list(LOOK_MARKS))
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": sizes.width,
+        "intermediate_size": sizes.hidden,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.heads,
+        "max_position_embeddings": 1024,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10_000.0,
+            "mrope_section": [half - 2 * sides, sides, sides],
+        },
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.convert_tokens_to_ids(END_TURN),
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {
+        "depth": sizes.vision_layers,
+        "hidden_size": sizes.vision_width,
+        "intermediate_size": 4 * sizes.vision_width,
+        "num_heads": 4,
+        "patch_size": sizes.patch,
+        "window_size": sizes.side,
+        "fullatt_block_indexes": list(range(sizes.vision_layers)),
+        "out_hidden_size": sizes.width,
+    }
+    return Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=picture,
+        video_token_id=film,
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+        tie_word_embeddings=True,
+    )

@@ -53,8 +53,9 @@ from triptych.models.masked_model import MaskedModel, Prefix, open_codec, open_t
 from triptych.models.masked_network import BEGIN_IMAGE, DRAW, END_IMAGE, MARKS, READ
 from triptych.models.patch_codec import PatchCodec
 from triptych.models.rows import left_padded, words
-from triptych.models.unigen_network import UniGenLayout, UniGenNetwork, cut, grow, open_part
-from triptych.trajectory import Prompt, Segment
+from triptych.models.unigen_network import UniGenLayout, UniGenNetwork, cut, grow
+from triptych.models.weights import open_part
+from triptych.trajectory import Prompt, TokenSegment
 
 BEGIN_TURN, END_TURN = "<|im_start|>", "<|im_end|>"
 TOWER = "vision_tower."
@@ -154,7 +155,7 @@ class UniGenModel(MaskedModel):
     def _answer_prefix(self, prompts: Sequence[Prompt], room: int) -> Prefix:
         return self._prefix(prompts, draw=False)
 
-    def _written(self, segment: Segment) -> Tensor:
+    def _written(self, segment: TokenSegment) -> Tensor:
         before = self._prefix(segment.context, draw=False)
         answer = self.network.get_input_embeddings()(segment.tokens[:, :-1])
         hidden = causal.teacher_forced(

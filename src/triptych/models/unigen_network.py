@@ -7,11 +7,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     Qwen2Config,
@@ -23,10 +22,9 @@ from transformers import (
 
 from triptych.errors import UserError
 from triptych.models import canvas
-from triptych.models.masked_network import MaskedLayout, MaskedNetwork, read_config
+from triptych.models.masked_network import MaskedLayout, MaskedNetwork
 from triptych.models.patch_codec import projected, standardised
-from triptych.models.quiet import quiet
-from triptych.models.weights import fill, read_state_dict
+from triptych.models.weights import fill, read_config, read_state_dict
 from triptych.trajectory import Picture
 
 MODEL_TYPE = "unigen15"
@@ -124,18 +122,6 @@ class UniGenNetwork(MaskedNetwork):
         core.rotary_emb = type(core.rotary_emb)(config=config)  # computed, in no file
         fill(network, state, folder)
         return network
-
-
-def open_part(kind: type[Any], folder: str | Path, dtype: torch.dtype) -> Any:
-    """A model of transformers, out of a folder or hub repository that may hold more than it."""
-    try:
-        with quiet():
-            model, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"cannot open {folder} as {kind.__name__}: {str(error).splitlines()[0]}") from None
-    if missing := sorted(info["missing_keys"]):
-        raise UserError(f"{folder} lacks {len(missing)} tensors of {kind.__name__}: {', '.join(missing[:5])}")
-    return model
 
 
 @torch.no_grad()

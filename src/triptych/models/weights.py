@@ -3,8 +3,10 @@
 Knows files and tensors; which names a layout has is for the model to say.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -13,6 +15,10 @@ from torch import Tensor, nn
 from transformers.utils import cached_file
 
 from triptych.errors import UserError
+from triptych.models.quiet import quiet
+
+INDEX = ".index.json"
+"""How the name of a file ends that says in which of several files a tensor lies."""
 
 
 def find_file(folder: str | Path, names: Sequence[str]) -> Path:
@@ -30,12 +36,27 @@ def find_file(folder: str | Path, names: Sequence[str]) -> Path:
     raise UserError(f"{folder} has no file named {' or '.join(names)}" + ("" if here else f": {reason}"))
 
 
+def read_config(folder: str | Path, name: str = "config.json") -> dict[str, Any]:
+    """A folder's ``config.json``, or another JSON object in it."""
+    path = find_file(folder, [name])
+    try:
+        return dict(json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a JSON object: {error}") from None
+
+
 def read_state_dict(folder: str | Path, names: Sequence[str]) -> dict[str, Tensor]:
     """Tensors by name, on the CPU, from the first of ``names`` that exists; list safetensors files first.
 
-    Any other file is unpickled as plain tensors only: one that would run code is a :class:`UserError`.
+    A name that ends in ``.index.json`` stands for the files that it lists. Any other file is unpickled as
+    plain tensors only: one that would run code is a :class:`UserError`.
     """
     path = find_file(folder, names)
+    if path.name.endswith(INDEX):
+        (name,) = {name for name in names if PurePosixPath(name).name == path.name}
+        files = set(read_config(folder, name)["weight_map"].values())
+        parts = [read_state_dict(folder, [str(PurePosixPath(name).with_name(f))]) for f in sorted(files)]
+        return {key: value for part in parts for key, value in part.items()}
     if path.suffix == ".safetensors":
         try:
             return dict(load_file(path))
@@ -68,3 +89,15 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> 
         listed = ", ".join(wrong[:5]) + (", ..." if len(wrong) > 5 else "")
         raise UserError(f"{source}: {len(wrong)} tensors missing, unknown or misshapen: {listed}")
     module.load_state_dict(state, assign=True)
+
+
+def open_part(kind: type[Any], folder: str | Path, dtype: torch.dtype) -> Any:
+    """A model of transformers, out of a folder or hub repository that may hold more than it."""
+    try:
+        with quiet():
+            model, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"cannot open {folder} as {kind.__name__}: {str(error).splitlines()[0]}") from None
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"{folder} lacks {len(missing)} tensors of {kind.__name__}: {', '.join(missing[:5])}")
+    return model

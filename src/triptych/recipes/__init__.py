@@ -14,6 +14,7 @@ SUMMARIES = {
     "janus": "text-to-image RL on public Janus-Pro weights",
     "janus.lora": "the same with LoRA adapters",
     "starters.janus": "train the Janus starter from nothing",
+    "starters.janus.refine": "the starter's second part: mostly drawing, then publish it",
     "starters.showo": "train the Show-o starter from nothing",
     "starters.unigen": "train the UniGen starter from nothing",
 }
@@ -29,6 +30,7 @@ def recipes() -> dict[str, "Callable[[], Recipe]"]:
         "janus": demo.janus,
         "janus.lora": demo.janus_lora,
         "starters.janus": starters.janus,
+        "starters.janus.refine": starters.janus_refine,
         "starters.showo": starters.showo,
         "starters.unigen": starters.unigen,
     }

@@ -61,16 +61,14 @@ class StarterConfig(SupervisedConfig):
 def janus() -> Recipe:
     """The Janus starter: a patch dictionary by k-means, then drawing and reading at once (Muon, bf16)."""
     config = StarterConfig(
-        steps=3600,
-        batch=128,
-        micro_batch=128,
-        read_share=0.4,
-        read_first=400,
+        steps=1300,
+        batch=192,
+        micro_batch=192,
         compute="bf16",
         attention="eager",
-        optimizer=OptimizerConfig(kind="muon", lr=1e-3, muon_lr=0.02, warmup=100, decay=0.5),
-        evaluate_every=600,
-        checkpoint_every=200,
+        optimizer=OptimizerConfig(kind="muon", lr=1e-3, muon_lr=0.02, warmup=50, decay=0.5),
+        evaluate_every=200,
+        checkpoint_every=100,
     )
     return Recipe(
         name="starters.janus",
@@ -79,6 +77,23 @@ def janus() -> Recipe:
         build=_build,
         finish=_publish,
     )
+
+
+def janus_refine() -> Recipe:
+    """The second part, from the run of the first: reading is learned sooner, so now mostly drawing."""
+    first = janus()
+    assert isinstance(first.config, StarterConfig)
+    config = replace(
+        first.config,
+        model="runs/starters.janus",
+        seed=1,
+        steps=700,
+        read_share=0.3,
+        optimizer=OptimizerConfig(kind="muon", lr=1e-3, muon_lr=0.02, warmup=20, decay=0.8),
+        evaluate_every=0,
+    )
+    name = "starters.janus.refine"
+    return replace(first, name=name, summary=SUMMARIES[name], config=config)
 
 
 def showo() -> Recipe:
@@ -93,6 +108,9 @@ def showo() -> Recipe:
         micro_batch=96,
         read_share=0.3,
         read_first=300,
+        optimizer=OptimizerConfig(kind="muon", lr=1e-3, muon_lr=0.02, warmup=100, decay=0.5),
+        evaluate_every=600,
+        checkpoint_every=200,
     )
     return replace(first, name="starters.showo", summary=SUMMARIES["starters.showo"], config=config)
 

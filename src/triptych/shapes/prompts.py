@@ -40,12 +40,12 @@ QUESTIONS = {
 TEST_SHARE = 0.3  # of the combinations of every variant
 # How often training draws each tag; the rich tags more often than those with a handful of combinations.
 TRAIN_WEIGHTS = {
-    "single_object": 0.04,
-    "two_object": 0.07,
-    "counting": 0.17,
-    "colors": 0.05,
-    "position": 0.32,
-    "color_attr": 0.35,
+    "single_object": 0.05,
+    "two_object": 0.10,
+    "counting": 0.20,
+    "colors": 0.08,
+    "position": 0.30,
+    "color_attr": 0.27,
 }
 _MIRRORED = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 

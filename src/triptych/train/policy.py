@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from triptych.errors import UserError
-from triptych.learn.advantages import AdvantageConfig, Advantages, group_advantages, normalised_sum
+from triptych.learn.advantages import AdvantageConfig, Advantages, group_advantages, normalised_sum, widest
 from triptych.learn.policy_loss import (
     Denominators,
     PolicyLossConfig,
@@ -40,11 +40,12 @@ class PolicyConfig(JobConfig):
 
     Each step draws ``group`` episodes of each of ``prompts`` tasks, then takes ``epochs`` passes over them in
     ``minibatches`` optimizer steps each. ``redraw`` replaces groups without reward spread by fresh tasks, up
-    to that many times a step (dynamic sampling of DAPO). ``rewards`` are names of the recipe's world or
-    "file.py:function", with weights; ``held_out`` ones are reported, never trained on. ``combine`` adds
-    rewards before normalisation ("sum") or after ("each", GDPO). ``segment_weights`` scale the losses of
-    segments. A run stops at its first step if a score differs from the recorded log-probability by more than
-    ``ratio_tolerance``.
+    to that many times a step (dynamic sampling of DAPO). ``learn_from`` takes so many episodes of each group
+    into the loss, those whose rewards spread most (PODS; 0 is all of them); advantages still compare with the
+    whole group. ``rewards`` are names of the recipe's world or "file.py:function", with weights; ``held_out``
+    ones are reported, never trained on. ``combine`` adds rewards before normalisation ("sum") or after
+    ("each", GDPO). ``segment_weights`` scale the losses of segments. A run stops at its first step if a score
+    differs from the recorded log-probability by more than ``ratio_tolerance``.
     """
 
     tasks: str = "shapes"
@@ -57,6 +58,7 @@ class PolicyConfig(JobConfig):
     epochs: int = 1
     minibatches: int = 1
     redraw: int = 0
+    learn_from: int = 0
     rollout: RolloutSettings = RolloutSettings()
     advantage: AdvantageConfig = AdvantageConfig()
     loss: PolicyLossConfig = PolicyLossConfig()
@@ -71,6 +73,9 @@ class PolicyConfig(JobConfig):
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.group < 2:
             raise UserError("group must be at least 2: an advantage compares episodes of one task")
+        if self.learn_from and not 2 <= self.learn_from <= self.group:
+            asked = f"learn_from must be 0 (all) or lie between 2 and group ({self.group})"
+            raise UserError(f"{asked}, got {self.learn_from}")
         if self.minibatches > self.prompts:
             raise UserError(f"minibatches ({self.minibatches}) cannot exceed prompts ({self.prompts})")
         if self.compute != "fp32":
@@ -153,11 +158,18 @@ class PolicyLearner:
             yield Gradient(losses=self.losses(batch, rows, first=i == 0), check=check)
 
     def _minibatch(self, batch: Batch, index: int) -> list[int]:
-        """This process's rows of a minibatch: a run of neighbouring groups, counted over all processes."""
+        """This process's rows of a minibatch: a run of neighbouring groups, counted over all processes.
+
+        With ``learn_from`` only those of them that are learned from.
+        """
         rank, size = distributed.rank_and_size()
         count, prompts, rows = self.config.minibatches, self.config.prompts, range(len(batch.rollout))
         groups = [rank + (b // self.config.group) * size for b in rows]
-        return [b for b in rows if groups[b] * count // prompts == index]
+        found = [b for b in rows if groups[b] * count // prompts == index]
+        if not self.config.learn_from:
+            return found
+        chosen = widest(batch.judged.total, batch.rollout.groups, self.config.learn_from)
+        return [b for b in found if chosen[b]]
 
     # -- rollout and judgement ---------------------------------------------------------------------
     def collect(self, step: int) -> Batch:
@@ -298,9 +310,6 @@ class PolicyLearner:
         config, device = self.config.loss, self.model.device
         segment: Segment = batch.rollout.segments[name].rows(rows).to(device)
         advantages = batch.advantages[name]
-        reference = None
-        if config.needs_reference and config.kl != "exact":
-            reference = self.model.score(segment, frozenset({"logp"}), reference=True).logp
         scores = self.model.score(segment, config.needs | {"entropy"})
         assert scores.logp is not None
         terms = policy_terms(
@@ -310,9 +319,12 @@ class PolicyLearner:
             segment.mask,
             config,
             scored=advantages.scored[rows].to(device),
-            reference_logp=reference,
+            reference_logp=scores.reference_logp,
             kl=scores.kl,
             entropy=scores.entropy,
+            old_kl=scores.old_kl,
+            std=scores.std,
+            step_size=scores.step_size,
         )
         self.sums = self.sums + terms.metrics
         if first:

@@ -1,0 +1,325 @@
+"""UniRL-Zero's weights: a language expert, a diffusion expert, what joins them, and the folder of it all.
+
+    prompt + queries -> lm -> hidden states at the queries -> connector -> captions -> dm -> velocity
+
+Knows columns, positions, modules and files. How a prompt becomes ids, and how steps are drawn and scored, is
+for the model above (``models/unirl_zero.py``) and the kernel (``kernels/flow.py``) to say.
+
+What the paper leaves open, and what we chose: queries come last, and their positions count on from the
+prompt; they see all before them, one another by the language model's causal mask, and both ways in the
+connector. The vision tower belongs to the group of the language model.
+
+The folder: ``config.json``, the tokenizer's files, ``connector.safetensors`` (queries, connector, and the
+layers that are ours in the expert), ``lm/`` in the layout of transformers, ``transformer/`` in that of
+diffusers, so that each library opens its own part; and the codec (:mod:`triptych.models.latent_codec`).
+
+Shape legend: B rows, P padded prompt length, M queries, D width of the language model, C caption width,
+A actions, c latent channels, h x w latent.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
+
+from triptych.errors import UserError
+from triptych.models import causal
+from triptych.models.canvas import Decoder
+from triptych.models.connector import Connector, ConnectorSizes
+from triptych.models.diffusion import DiffusionExpert, expert_of
+from triptych.models.quiet import quiet
+from triptych.models.rows import left_padded
+from triptych.models.weights import INDEX, fill, open_part, read_config, read_state_dict
+from triptych.trajectory import Picture
+
+MODEL_TYPE = "unirl_zero"
+LM, DM = "lm", "transformer"
+DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
+FILES = {"lm.": f"{LM}/model.safetensors", "dm.model.": f"{DM}/{DIFFUSERS_FILE}", "": "connector.safetensors"}
+HEAD, WORDS = "lm.lm_head.weight", "lm.model.language_model.embed_tokens.weight"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniRLZeroLayout:
+    """What ``config.json`` says beside the parts' own configs; the defaults are the public model's."""
+
+    queries: int = 256
+    connector: ConnectorSizes = ConnectorSizes()
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Prompts as the language model sees them, padded on the left.
+
+    ``embeds [B, P, D]``, of which ``valid [B, P]`` count. ``places [3, B, P]`` holds the rotary positions
+    (time, row, column) of each row's first, second, ... valid column; what follows counts on from the last.
+    """
+
+    embeds: Tensor
+    valid: Tensor
+    places: Tensor
+
+
+class UniRLZeroNetwork(nn.Module):
+    """All weights: ``lm.*``, ``connector.*``, ``queries.draw``, ``queries.edit``, ``dm.*``: four groups."""
+
+    GROUPS: ClassVar[tuple[str, ...]] = ("lm", "connector", "queries", "dm")
+    base_model_prefix: ClassVar[str] = ""  # peft asks for it where a part's published names have changed
+
+    def __init__(
+        self,
+        lm: Qwen2_5_VLForConditionalGeneration,
+        dm: DiffusionExpert,
+        processor: Qwen2VLImageProcessorPil,
+        layout: UniRLZeroLayout,
+    ) -> None:
+        super().__init__()
+        text = lm.config.text_config
+        self.layout = layout
+        self.processor = processor
+        self.lm = lm
+        start = {name: torch.randn(layout.queries, text.hidden_size) for name in ("draw", "edit")}
+        self.queries = nn.ParameterDict(
+            {n: nn.Parameter(text.initializer_range * x) for n, x in start.items()}
+        )
+        self.connector = Connector(text.hidden_size, dm.captions, layout.connector)
+        self.dm = dm
+
+    @property
+    def config(self) -> Qwen2_5_VLConfig:
+        """The language model's."""
+        return self.lm.config
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Embeddings of the whole vocabulary."""
+        embeddings: nn.Module = self.lm.get_input_embeddings()
+        return embeddings
+
+    def set_attn_implementation(self, implementation: str) -> None:
+        """Which attention kernel the language model and its vision tower use."""
+        self.lm.set_attn_implementation(implementation)
+
+    # -- prompts -----------------------------------------------------------------------------------
+    def look(self, pictures: Sequence[Picture]) -> tuple[list[Tensor], Tensor]:
+        """Features ``[n, D]`` of each picture at its own shape; how many patches (time, rows, columns)."""
+        found = self.processor(
+            [np.asarray(picture) for picture in pictures],
+            input_data_format="channels_last",
+            return_tensors="pt",
+        )
+        grids = found["image_grid_thw"]
+        pixels = found["pixel_values"].to(self.get_input_embeddings().weight)
+        features = self.lm.model.get_image_features(pixels, grids.to(pixels.device)).pooler_output
+        return list(features), grids
+
+    def columns(self, rows: Sequence[Sequence[int]], pictures: Sequence[Sequence[Picture]]) -> Columns:
+        """Ids with one image token for each of a row's pictures, as columns. Rows may share a picture.
+
+        An image token becomes as many columns as its picture has features. Two never stand side by side:
+        there are vision marks around them. A row whose image tokens are not as many as its pictures is a
+        :class:`UserError`: a prompt's text holds the mark of a picture.
+        """
+        mark = self.config.image_token_id
+        if any(list(row).count(mark) != len(seen) for row, seen in zip(rows, pictures, strict=True)):
+            raise UserError(
+                "a prompt has another number of image tokens than of pictures: take them out of its text"
+            )
+        shown = {id(picture): picture for seen in pictures for picture in seen}
+        features, grids = self.look(list(shown.values())) if shown else ([], torch.zeros(0, 3).long())
+        number = {key: i for i, key in enumerate(shown)}
+        order = [number[id(picture)] for seen in pictures for picture in seen]
+        lengths = iter([len(features[i]) for i in order])
+        wide = [[t for i in row for t in [i] * (next(lengths) if i == mark else 1)] for row in rows]
+        ids, valid = (
+            x.to(self._device) for x in left_padded(wide, self.config.text_config.pad_token_id or 0)
+        )
+        here = valid & (ids == mark)
+        embeds: Tensor = self.get_input_embeddings()(ids)
+        if order:
+            joined = torch.cat([features[i] for i in order]).to(embeds)
+            embeds = embeds.masked_scatter(here[..., None].expand_as(embeds), joined)
+        return Columns(embeds, valid, self._places(ids, valid, here, grids[order]))
+
+    def _places(self, ids: Tensor, valid: Tensor, seen: Tensor, grids: Tensor) -> Tensor:
+        """Positions as the language model gives them, moved from where columns stand to where they count."""
+        place, ahead = self.lm.model.get_rope_index(
+            ids, seen.int(), grids.to(ids.device), attention_mask=valid
+        )
+        width, lengths = ids.shape[1], valid.sum(1, keepdim=True)
+        count = torch.arange(width, device=ids.device).expand_as(ids)
+        moved = place.gather(2, ((count + width - lengths) % width).expand_as(place))
+        return torch.where(count < lengths, moved, count + ahead)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.lm.parameters()).device
+
+    # -- the language expert -----------------------------------------------------------------------
+    def decoder(self, columns: Columns) -> Decoder:
+        """The layers, for :mod:`triptych.models.causal`: it counts columns, and here counts become places."""
+        core, places = self.lm.model.language_model, columns.places
+        last = places.shape[2] - 1
+
+        def rotary(embeds: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+            inside = position_ids.clamp(max=last)
+            found = places.gather(2, inside.expand(3, -1, -1)) + (position_ids - inside)
+            result: tuple[Tensor, Tensor] = core.rotary_emb(embeds, found)
+            return result
+
+        return Decoder(core.layers, rotary, core.norm)
+
+    def written(self, columns: Columns, tokens: Tensor, mask: Tensor, *, recompute: bool = False) -> Tensor:
+        """Hidden states ``[B, A, D]``, each *before* its token, of ``tokens [B, A]`` (``mask [B, A]``)."""
+        answer = self.get_input_embeddings()(tokens[:, :-1])
+        hidden = causal.teacher_forced(
+            self.decoder(columns),
+            torch.cat([columns.embeds, answer], dim=1),
+            torch.cat([columns.valid, mask[:, :-1]], dim=1),
+            recompute=recompute,
+        )
+        return hidden[:, columns.embeds.shape[1] - 1 :]
+
+    def condition(self, columns: Columns, edit: Sequence[bool], *, recompute: bool = False) -> Tensor:
+        """Captions ``[B, M, C]`` of prompts; rows in ``edit [B]`` ask with the queries for editing."""
+        which = torch.as_tensor(list(edit), device=self._device)[:, None, None]
+        asked = torch.where(which, self.queries["edit"], self.queries["draw"]).to(columns.embeds)
+        hidden = causal.teacher_forced(
+            self.decoder(columns),
+            torch.cat([columns.embeds, asked], dim=1),
+            torch.cat([columns.valid, columns.valid.new_ones(asked.shape[:2])], dim=1),
+            recompute=recompute,
+        )
+        captions: Tensor = self.connector(hidden[:, columns.embeds.shape[1] :], recompute)
+        return captions
+
+    # -- the diffusion expert ----------------------------------------------------------------------
+    def velocity(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        condition: Tensor,
+        source: Tensor | None = None,
+        *,
+        recompute: bool = False,
+    ) -> Tensor:
+        """``eps - x0``, ``[B, c, h, w]``; see :meth:`DiffusionExpert.forward`."""
+        result: Tensor = self.dm(x, sigma, condition, source, recompute=recompute)
+        return result
+
+    # -- learning ----------------------------------------------------------------------------------
+    def groups(self, names: Sequence[str] | None = None) -> dict[str, list[nn.Parameter]]:
+        """Trainable parameters by expert: of ``names``, which must have some, or of all that have some."""
+        found: dict[str, list[nn.Parameter]] = {group: [] for group in self.GROUPS}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                found[name.split(".")[0]].append(parameter)
+        if names is None:
+            return {group: parameters for group, parameters in found.items() if parameters}
+        self._known(names)
+        if empty := [name for name in names if not found[name]]:
+            raise UserError(f"nothing to train in {', '.join(empty)}: all of it is frozen")
+        return {name: found[name] for name in names}
+
+    def train_only(self, names: Sequence[str]) -> None:
+        """Freeze every group but these."""
+        self._known(names)
+        for group in self.GROUPS:
+            getattr(self, group).requires_grad_(group in names)
+
+    def _known(self, names: Sequence[str]) -> None:
+        if unknown := [name for name in names if name not in self.GROUPS]:
+            raise UserError(
+                f"no group of parameters is called {', '.join(unknown)}; there are {', '.join(self.GROUPS)}"
+            )
+
+    # -- files -------------------------------------------------------------------------------------
+    def save(self, folder: Path) -> None:
+        """Write all parts; the head is left out where it is tied to the embeddings."""
+        for name in (LM, DM):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        about = {"model_type": MODEL_TYPE, **asdict(self.layout)}
+        (folder / "config.json").write_text(json.dumps(about, indent=1))
+        self.config.save_pretrained(folder / LM)
+        self.processor.save_pretrained(folder / LM)
+        self.dm.model.save_config(folder / DM)
+        rest = {key: value.contiguous() for key, value in self.state_dict().items()}
+        if self.config.tie_word_embeddings:
+            del rest[HEAD]
+        for prefix, file in FILES.items():
+            part = {key: rest.pop(key) for key in list(rest) if key.startswith(prefix)}
+            named = {key.removeprefix(prefix): value for key, value in part.items()}
+            save_file(named, folder / file, metadata={"format": "pt"})
+
+    @classmethod
+    def load(cls, folder: str | Path, dtype: torch.dtype) -> Self:
+        """Open what :meth:`save` wrote; a missing, unknown or misshapen tensor is an error that names it."""
+        config = Qwen2_5_VLConfig.from_dict(read_config(folder, f"{LM}/config.json"))
+        config._name_or_path = str(folder)
+        dm_config, layout = read_config(folder, f"{DM}/config.json"), _layout(read_config(folder), folder)
+        with torch.device("meta"):
+            lm, dm = Qwen2_5_VLForConditionalGeneration(config), expert_of(dm_config, f"{folder}/{DM}")
+            network = cls(lm, dm, open_processor(folder, LM), layout)
+        state = {
+            prefix + key: value.to(dtype)
+            for prefix, file in FILES.items()
+            for key, value in read_state_dict(folder, (file, file + INDEX)).items()
+        }
+        if config.tie_word_embeddings and WORDS in state:
+            state[HEAD] = state[WORDS]
+        fill(network, state, folder)
+        lm.tie_weights()
+        text, vision = lm.model.language_model, lm.model.visual  # what follows is computed, in no file
+        text.rotary_emb = type(text.rotary_emb)(config=config.text_config)
+        vision.rotary_pos_emb = type(vision.rotary_pos_emb)(config.vision_config)
+        dm.restore()
+        return network
+
+    @classmethod
+    def assemble(
+        cls,
+        qwen: str | Path,
+        diffusion: str | Path,
+        layout: UniRLZeroLayout = UniRLZeroLayout(),
+        *,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+    ) -> Self:
+        """From a folder of Qwen2.5-VL and one of SANA or SD3 (``transformer/``); the rest is at random."""
+        lm = open_part(Qwen2_5_VLForConditionalGeneration, qwen, dtype)
+        name = f"{DM}/{DIFFUSERS_FILE}"
+        state = read_state_dict(diffusion, (name, name + INDEX))
+        config = read_config(diffusion, f"{DM}/config.json")
+        with torch.device("meta"):
+            blank = expert_of(config, diffusion)
+        fill(blank.model, {key: value.to(dtype) for key, value in state.items()}, f"{diffusion}/{DM}")
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            dm = type(blank)(blank.model)
+            dm.restore()
+            network = cls(lm, dm, open_processor(qwen), layout)
+        for part in (network.queries, network.connector, network.dm):
+            part.to(dtype)
+        return network
+
+
+def open_processor(folder: str | Path, inside: str = "") -> Qwen2VLImageProcessorPil:
+    """How pictures become patches: a folder's ``preprocessor_config.json``."""
+    try:
+        with quiet():
+            return Qwen2VLImageProcessorPil.from_pretrained(folder, subfolder=inside)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no picture processor at {folder}/{inside}: {str(error).splitlines()[0]}") from None
+
+
+def _layout(about: Mapping[str, Any], folder: str | Path) -> UniRLZeroLayout:
+    try:
+        return UniRLZeroLayout(queries=about["queries"], connector=ConnectorSizes(**about["connector"]))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder}: config.json does not describe a UniRL-Zero model ({error})") from None

@@ -1,0 +1,132 @@
+"""The policy learner on denoising steps: nothing above the models knows that they are no tokens."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tiny_models import starter_janus
+from tiny_runs import distance, gradient, learner, weights
+from triptych.errors import UserError
+from triptych.kernels import flow
+from triptych.learn.policy_loss import PolicyLossConfig, PolicyMetrics
+from triptych.models.base import Scores, UnifiedModel
+from triptych.scenarios.base import RolloutSettings
+from triptych.train.optimizer import Optimizer, OptimizerConfig
+from triptych.train.policy import PolicyLearner
+from triptych.trajectory import Denoising, FlowImageSegment, NoiseKey, Prompt, Sampling, Segment
+
+DRAW = RolloutSettings(draw=Sampling(denoise=Denoising(steps=5, window=3)), batch=5)
+NARROW = {"clip_low": 1e-3, "clip_high": 1e-3}
+LOSSES = {
+    "clip": PolicyLossConfig(**NARROW),
+    "guard": PolicyLossConfig(**NARROW, ratio="guard"),
+    "dppo": PolicyLossConfig(objective="dppo", dppo_threshold=1e-7),
+    "exact KL": PolicyLossConfig(**NARROW, kl_coef=10.0, kl="exact", entropy_coef=0.1),
+}
+
+
+class FlowToy(UnifiedModel):
+    """Draws 2 x 2 pixels by denoising them; the velocity is a small network's, told the prompt's length."""
+
+    name: ClassVar[str] = "flow toy"
+    can: ClassVar[frozenset[str]] = frozenset({"draw"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = nn.Sequential(nn.Linear(14, 24), nn.Tanh(), nn.Linear(24, 12))
+
+    def _velocity(self, prompts: Sequence[Prompt]) -> flow.Velocity:
+        told = torch.tensor([[len(prompt.text) / 20] for prompt in prompts])
+
+        def velocity(x: Tensor, sigma: Tensor, step: Tensor) -> Tensor:
+            found: Tensor = self.network(torch.cat([x.flatten(1), sigma[:, None], told], 1))
+            return found.view_as(x)
+
+        return velocity
+
+    def generate_image(
+        self, prompts: Sequence[Prompt], sampling: Sampling, keys: Sequence[NoiseKey]
+    ) -> FlowImageSegment:
+        settings = sampling.denoise
+        noise = flow.noise(keys, (3, 2, 2), settings)
+        found = flow.sample(self._velocity(prompts), noise, flow.schedule(settings), settings)
+        return FlowImageSegment(
+            name=keys[0].segment, context=tuple(prompts), sampling=sampling, **vars(found)
+        )
+
+    def forward(self, segment: Segment, need: frozenset[str], reference: bool = False) -> Scores:
+        assert isinstance(segment, FlowImageSegment)
+        velocity = self._velocity(segment.context)
+        other = self.as_reference(velocity) if "kl" in need else None
+        return Scores(**vars(flow.score(segment, velocity, reference=other)))
+
+    def decode(self, segment: Segment) -> Tensor:
+        assert isinstance(segment, FlowImageSegment)
+        return torch.sigmoid(segment.latents[:, -1])
+
+    def _cannot(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+    generate_text = texts = supervised_loss = target_count = save_pretrained = _cannot
+    from_pretrained = _cannot  # type: ignore[assignment]
+
+
+def flow_learner(loss: PolicyLossConfig, **settings: Any) -> PolicyLearner:
+    model = FlowToy()
+    if loss.needs_reference:
+        model.keep_reference()
+    return learner(model, loss=loss, rollout=DRAW, **settings)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_policies_that_denoise_are_trained_by_the_same_learner(kind: str) -> None:
+    made = flow_learner(LOSSES[kind], epochs=2, optimizer=OptimizerConfig(lr=1e-2))
+    optimizer = Optimizer(made.model.parameter_groups(), made.config.optimizer)
+    before, seen = weights(made.model), []
+    for given in made.gradients(1):
+        made.sums = PolicyMetrics()
+        optimizer.zero_grad()
+        for part in given.losses:
+            part.backward()
+        given.check()
+        seen.append(made.sums)
+        optimizer.step(1.0)
+    first, second = seen
+    assert first.actions == first.kept == 12 * 3, "three drawn steps of each of twelve drawings"
+    assert first.ratio_error <= 1e-5 and first.clipped == 0
+    assert second.ratio_error > 1e-3 and second.clipped > 0
+    assert abs(first.kl) < 1e-6 and (second.kl > 1e-6) == (kind == "exact KL")
+    assert any(not torch.equal(before[name], after) for name, after in weights(made.model).items())
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_the_gradient_does_not_depend_on_the_split(kind: str) -> None:
+    made = flow_learner(LOSSES[kind], micro_batch=100)
+    batch = made.collect(1)
+    with torch.no_grad():
+        for p in made.model.network.parameters():
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    whole = gradient(made, batch)
+    split = flow_learner(LOSSES[kind], micro_batch=5)
+    split.model = made.model
+    assert whole.norm() > 1e-3 and distance(gradient(split, batch), whole) <= 1e-4
+
+
+@pytest.mark.parametrize("kl", ["k2", "k3"])
+def test_estimates_of_a_divergence_are_refused_where_log_probabilities_are_means(kl: Any) -> None:
+    made = flow_learner(PolicyLossConfig(kl_coef=0.1, kl=kl))
+    with pytest.raises(
+        UserError, match=r"cannot score reference_logp of segment 'image': .*set loss.kl to 'exact'"
+    ):
+        gradient(made, made.collect(1))
+
+
+@pytest.mark.parametrize("loss", [LOSSES["guard"], LOSSES["dppo"]])
+def test_objectives_for_denoising_steps_are_refused_on_tokens(loss: PolicyLossConfig) -> None:
+    made = learner(starter_janus(), loss=loss)
+    with pytest.raises(UserError, match=r"cannot score old_kl of segment 'image': .* and these are tokens"):
+        gradient(made, made.collect(1))
