@@ -151,7 +151,7 @@ def test_test_questions_are_fixed_even_and_held_out() -> None:
 
 def test_train_questions_have_a_matching_answer() -> None:
     rng = np.random.default_rng(0)
-    rows = [train_question(rng) for _ in range(60)]
+    rows = [train_question(rng) for _ in range(200)]
     assert {row[3] for row in rows} == set(TAGS)
     assert all(question == QUESTIONS[tag] for _, question, _, tag in rows)
     assert all(answer_matches(answer, {"tag": tag}, shown) for shown, _, answer, tag in rows)
