@@ -41,7 +41,7 @@ def outcome(network: UniRLZeroNetwork, made: Made) -> list[torch.Tensor]:
     return [
         network.lm.lm_head(network.written(columns, answers, answers.bool())),
         condition,
-        network.velocity(latents(5), sigma, condition, latents(5, 1)),
+        network.dm(latents(5), sigma, condition, latents(5, 1)),
     ]
 
 

@@ -145,7 +145,7 @@ def test_editing_has_queries_of_its_own() -> None:
 def image_loss(made: Made) -> Tensor:
     network = made[0]
     condition = network.condition(columns_of(made), EDIT, recompute=True)
-    velocity = network.velocity(latents(5), SIGMA, condition, latents(5, 1), recompute=True)
+    velocity = network.dm(latents(5), SIGMA, condition, latents(5, 1), recompute=True)
     return (velocity - latents(5, 2)).square().mean()
 
 
@@ -213,8 +213,8 @@ def test_the_null_condition_forgets_the_prompt() -> None:
     network = made[0]
     condition = network.condition(columns_of(made), EDIT)
     x = latents(1).expand(5, -1, -1, -1)
-    told = network.velocity(x, torch.tensor(0.5), condition)
-    blank = network.velocity(x, torch.tensor(0.5), torch.zeros_like(condition))
+    told = network.dm(x, torch.tensor(0.5), condition)
+    blank = network.dm(x, torch.tensor(0.5), torch.zeros_like(condition))
     assert (told - told[:1])[1:].abs().amax((1, 2, 3)).min() > 1e-2
     assert torch.allclose(blank, blank[:1].expand_as(blank), atol=1e-6)
 

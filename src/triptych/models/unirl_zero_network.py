@@ -199,20 +199,6 @@ class UniRLZeroNetwork(nn.Module):
         captions: Tensor = self.connector(hidden[:, columns.embeds.shape[1] :], recompute)
         return captions
 
-    # -- the diffusion expert ----------------------------------------------------------------------
-    def velocity(
-        self,
-        x: Tensor,
-        sigma: Tensor,
-        condition: Tensor,
-        source: Tensor | None = None,
-        *,
-        recompute: bool = False,
-    ) -> Tensor:
-        """``eps - x0``, ``[B, c, h, w]``; see :meth:`DiffusionExpert.forward`."""
-        result: Tensor = self.dm(x, sigma, condition, source, recompute=recompute)
-        return result
-
     # -- learning ----------------------------------------------------------------------------------
     def groups(self, names: Sequence[str] | None = None) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters by expert: of ``names``, which must have some, or of all that have some."""

@@ -85,8 +85,10 @@ def screening_tasks(n: int = 200) -> list[Task]:
 
 def edit_tasks(n: int = 200) -> list[Task]:
     """Held-out edits, kinds evenly: ``source`` is the picture, the metadata that of the picture after it."""
-    tasks = [_task(f"edit/{e.metadata['tag']}/{i:04d}", e.metadata) for i, e in enumerate(test_edits(n))]
-    return [replace(t, source=picture_of(e.source)) for t, e in zip(tasks, test_edits(n), strict=True)]
+    return [
+        replace(_task(f"edit/{e.metadata['tag']}/{i:04d}", e.metadata), source=picture_of(e.source))
+        for i, e in enumerate(test_edits(n))
+    ]
 
 
 def _task(name: str, metadata: Mapping[str, Any]) -> Task:
