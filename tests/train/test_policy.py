@@ -90,9 +90,11 @@ def test_only_the_episodes_that_differ_most_are_learned_from() -> None:
     (step,) = made.gradients(1)
     list(step.losses)
     assert made.sums.kept == 2 * 2 * batch.rollout.segments["image"].actions
-    for few in (1, 5, -1):
+    few = learner(functions={"red": redness}, prompts=2, group=4, learn_from=9)
+    assert few._minibatch(few.collect(1), 0) == list(range(8)), "a smaller group is learned from whole"
+    for wrong in (1, -1):
         with pytest.raises(UserError, match="learn_from must be 0"):
-            learner(group=4, learn_from=few)
+            learner(group=4, learn_from=wrong)
 
 
 # -- one gradient, however the work is cut -----------------------------------------------------------

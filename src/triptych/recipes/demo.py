@@ -20,9 +20,10 @@ from triptych.trajectory import Sampling, Unmasking
 
 JANUS = PolicyConfig(
     model="starters/janus",
-    steps=60,
+    steps=90,
     prompts=32,
     group=8,
+    learn_from=4,
     attention="eager",
     optimizer=OptimizerConfig(lr=3e-4, warmup=5, decay=0.5),
     # On the trained starter the mean error is 1e-7 and the largest of 16,384 actions up to 2e-4, of a
@@ -32,6 +33,7 @@ JANUS = PolicyConfig(
 )
 MASKED = replace(
     JANUS,
+    steps=60,
     rollout=RolloutSettings(draw=Sampling(unmask=Unmasking(steps=8, trained=4))),
     optimizer=OptimizerConfig(lr=1.5e-4, warmup=5, decay=0.5),
 )

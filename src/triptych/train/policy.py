@@ -40,12 +40,12 @@ class PolicyConfig(JobConfig):
 
     Each step draws ``group`` episodes of each of ``prompts`` tasks, then takes ``epochs`` passes over them in
     ``minibatches`` optimizer steps each. ``redraw`` replaces groups without reward spread by fresh tasks, up
-    to that many times a step (dynamic sampling of DAPO). ``learn_from`` takes so many episodes of each group
-    into the loss, those whose rewards spread most (PODS; 0 is all of them); advantages still compare with the
-    whole group. ``rewards`` are names of the recipe's world or "file.py:function", with weights; ``held_out``
-    ones are reported, never trained on. ``combine`` adds rewards before normalisation ("sum") or after
-    ("each", GDPO). ``segment_weights`` scale the losses of segments. A run stops at its first step if a score
-    differs from the recorded log-probability by more than ``ratio_tolerance``.
+    to that many times a step (dynamic sampling of DAPO). ``learn_from`` takes at most so many episodes of
+    each group into the loss, those whose rewards spread most (PODS; 0 is all of them); advantages still
+    compare with the whole group. ``rewards`` are names of the recipe's world or "file.py:function", with
+    weights; ``held_out`` ones are reported, never trained on. ``combine`` adds rewards before normalisation
+    ("sum") or after ("each", GDPO). ``segment_weights`` scale the losses of segments. A run stops at its
+    first step if a score differs from the recorded log-probability by more than ``ratio_tolerance``.
     """
 
     tasks: str = "shapes"
@@ -73,9 +73,8 @@ class PolicyConfig(JobConfig):
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.group < 2:
             raise UserError("group must be at least 2: an advantage compares episodes of one task")
-        if self.learn_from and not 2 <= self.learn_from <= self.group:
-            asked = f"learn_from must be 0 (all) or lie between 2 and group ({self.group})"
-            raise UserError(f"{asked}, got {self.learn_from}")
+        if self.learn_from < 0 or self.learn_from == 1:
+            raise UserError(f"learn_from must be 0 (all) or at least 2, got {self.learn_from}")
         if self.minibatches > self.prompts:
             raise UserError(f"minibatches ({self.minibatches}) cannot exceed prompts ({self.prompts})")
         if self.compute != "fp32":
@@ -166,7 +165,7 @@ class PolicyLearner:
         count, prompts, rows = self.config.minibatches, self.config.prompts, range(len(batch.rollout))
         groups = [rank + (b // self.config.group) * size for b in rows]
         found = [b for b in rows if groups[b] * count // prompts == index]
-        if not self.config.learn_from:
+        if not 0 < self.config.learn_from < self.config.group:
             return found
         chosen = widest(batch.judged.total, batch.rollout.groups, self.config.learn_from)
         return [b for b in found if chosen[b]]
