@@ -193,7 +193,10 @@ class ToyLearner:
     def state(self) -> dict[str, Any]:
         return {"seen": self.seen}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.seen = state["seen"]
 
 

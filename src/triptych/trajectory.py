@@ -277,6 +277,7 @@ def _pad_to(x: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(x, (0, width - x.shape[1])) if x.shape[1] < width else x
 
 
+_NO_POINTS = "velocities are learned at noised points (triptych.kernels.flow.renoised)"
 _NO_NOISE = "loss.ratio 'guard' and loss.objective 'dppo' are for denoising steps, and these are tokens"
 
 
@@ -284,7 +285,10 @@ _NO_NOISE = "loss.ratio 'guard' and loss.objective 'dppo' are for denoising step
 class TokenSegment(Segment):
     """Actions that are choices from a vocabulary: ``tokens [B, A]`` int64."""
 
-    lacks: ClassVar[Mapping[str, str]] = dict.fromkeys(("old_kl", "std", "step_size"), _NO_NOISE)
+    lacks: ClassVar[Mapping[str, str]] = {
+        "velocity": _NO_POINTS,
+        **dict.fromkeys(("old_kl", "std", "step_size"), _NO_NOISE),
+    }
 
     tokens: Tensor
 
@@ -350,8 +354,9 @@ class FlowImageSegment(Segment):
 
     kind: ClassVar[str] = "flow_image"
     lacks: ClassVar[Mapping[str, str]] = {
+        "velocity": _NO_POINTS,
         "reference_logp": "its log-probabilities are means over dimensions, from which k1, k2 and k3 estimate"
-        " nothing: set loss.kl to 'exact', the closed form"
+        " nothing: set loss.kl to 'exact', the closed form",
     }
 
     latents: Tensor
@@ -378,8 +383,38 @@ class FlowImageSegment(Segment):
         return self.trained.shape[1]
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoisedImageSegment(Segment):
+    """Finished latents ``clean [B, ...]``, noised afresh: points at which to learn a velocity.
+
+    Nothing was drawn: A is the number of points a row, ``logp`` is 0. ``sigmas [B, A]`` fp32 in (0, 1],
+    ``noise [B, A, ...]`` fp32. DiffusionNFT and flow matching learn at such points.
+    """
+
+    kind: ClassVar[str] = "noised_image"
+    lacks: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("logp", "entropy", "kl", "reference_logp", "old_kl", "std", "step_size"),
+        "it holds points at which to learn a velocity, and no actions",
+    )
+
+    clean: Tensor
+    sigmas: Tensor
+    noise: Tensor
+
+    @property
+    def actions(self) -> int:
+        """A: the points."""
+        return self.sigmas.shape[1]
+
+    def noised(self) -> Tensor:
+        """``(1 - sigma) clean + sigma noise``, ``[B, A, ...]``."""
+        level = self.sigmas.view(*self.sigmas.shape, *[1] * (self.clean.ndim - 1))
+        return (1 - level) * self.clean[:, None] + level * self.noise
+
+
 _KINDS: dict[str, type[Segment]] = {
-    cls.kind: cls for cls in (TextSegment, TokenImageSegment, MaskedImageSegment, FlowImageSegment)
+    cls.kind: cls
+    for cls in (TextSegment, TokenImageSegment, MaskedImageSegment, FlowImageSegment, NoisedImageSegment)
 }
 
 

@@ -19,7 +19,18 @@ from torch.distributions import Normal, kl_divergence
 
 from triptych.errors import UserError
 from triptych.kernels import flow as kernel
-from triptych.kernels.flow import Noise, Velocity, drawn_steps, noise, sample, schedule, score, transition
+from triptych.kernels.flow import (
+    Noise,
+    Velocity,
+    drawn_steps,
+    noise,
+    renoised,
+    sample,
+    schedule,
+    score,
+    transition,
+    velocities,
+)
 from triptych.trajectory import Denoising, FlowImageSegment, NoiseKey, Prompt, Sampling, load_segment
 
 SHAPE = (3, 2, 2)
@@ -508,3 +519,29 @@ def test_a_divergence_is_positive_and_its_gradient_leads_back(which: str) -> Non
         by_hand(torch.zeros(1), torch.full((1,), v), (sigma, after, second), settings()) for v in (0.0, 0.3)
     ]
     assert float(divergence(0.3)[0][0, 2]) == pytest.approx(float(kl_divergence(*ends)), rel=1e-3)
+
+
+# -- noised points -----------------------------------------------------------------------------------
+def test_finished_latents_are_noised_afresh(tmp_path: Path) -> None:
+    segment = drawn(Field(), settings("ode"))
+    points = renoised(segment, KEYS, 4)
+    assert points.mask.shape == (len(KEYS), 4) and points.mask.all()
+    shift = segment.sampling.denoise.shift
+    times = points.sigmas / (shift - (shift - 1) * points.sigmas)  # the inverse of the schedule's shift
+    assert [(4 * t).floor().tolist() for t in times] == [[0, 1, 2, 3]] * len(KEYS), "one in each quarter"
+    for b, i in ((0, 0), (len(KEYS) - 1, 3)):
+        sigma = points.sigmas[b, i]
+        expected = (1 - sigma) * segment.latents[b, -1] + sigma * points.noise[b, i]
+        assert torch.equal(points.noised()[b, i], expected)
+    alone = renoised(segment.rows([2]), KEYS[2:3], 4)
+    assert torch.equal(alone.noise[0], points.noise[2]) and torch.equal(alone.sigmas[0], points.sigmas[2])
+    points.save(tmp_path / "points")
+    assert torch.equal(load_segment(tmp_path / "points").tensors()["noise"], points.noise)
+
+
+def test_velocities_at_points_are_those_of_each_point_alone() -> None:
+    field = Field().velocity()
+    points = renoised(drawn(Field(), settings("ode")), KEYS, 3)
+    found, step = velocities(points, field), torch.zeros(len(KEYS), dtype=torch.long)
+    for i in range(3):
+        assert torch.equal(found[:, i], field(points.noised()[:, i], points.sigmas[:, i], step))

@@ -1,22 +1,19 @@
 """The policy learner on denoising steps: nothing above the models knows that they are no tokens."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
+from tiny_flow import FlowToy
 from tiny_models import starter_janus
 from tiny_runs import distance, gradient, learner, weights
 from triptych.errors import UserError
-from triptych.kernels import flow
 from triptych.learn.policy_loss import PolicyLossConfig, PolicyMetrics
-from triptych.models.base import Scores, UnifiedModel
 from triptych.scenarios.base import RolloutSettings
 from triptych.train.optimizer import Optimizer, OptimizerConfig
 from triptych.train.policy import PolicyLearner
-from triptych.trajectory import Denoising, FlowImageSegment, NoiseKey, Prompt, Sampling, Segment
+from triptych.trajectory import Denoising, Sampling
 
 DRAW = RolloutSettings(draw=Sampling(denoise=Denoising(steps=5, window=3)), batch=5)
 NARROW = {"clip_low": 1e-3, "clip_high": 1e-3}
@@ -26,53 +23,6 @@ LOSSES = {
     "dppo": PolicyLossConfig(objective="dppo", dppo_threshold=1e-7),
     "exact KL": PolicyLossConfig(**NARROW, kl_coef=10.0, kl="exact", entropy_coef=0.1),
 }
-
-
-class FlowToy(UnifiedModel):
-    """Draws 2 x 2 pixels by denoising them; the velocity is a small network's, told the prompt's length."""
-
-    name: ClassVar[str] = "flow toy"
-    can: ClassVar[frozenset[str]] = frozenset({"draw"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.network = nn.Sequential(nn.Linear(14, 24), nn.Tanh(), nn.Linear(24, 12))
-
-    def _velocity(self, prompts: Sequence[Prompt]) -> flow.Velocity:
-        told = torch.tensor([[len(prompt.text) / 20] for prompt in prompts])
-
-        def velocity(x: Tensor, sigma: Tensor, step: Tensor) -> Tensor:
-            found: Tensor = self.network(torch.cat([x.flatten(1), sigma[:, None], told], 1))
-            return found.view_as(x)
-
-        return velocity
-
-    def generate_image(
-        self, prompts: Sequence[Prompt], sampling: Sampling, keys: Sequence[NoiseKey]
-    ) -> FlowImageSegment:
-        settings = sampling.denoise
-        noise = flow.noise(keys, (3, 2, 2), settings)
-        found = flow.sample(self._velocity(prompts), noise, flow.schedule(settings), settings)
-        return FlowImageSegment(
-            name=keys[0].segment, context=tuple(prompts), sampling=sampling, **vars(found)
-        )
-
-    def forward(self, segment: Segment, need: frozenset[str], reference: bool = False) -> Scores:
-        assert isinstance(segment, FlowImageSegment)
-        velocity = self._velocity(segment.context)
-        other = self.as_reference(velocity) if "kl" in need else None
-        return Scores(**vars(flow.score(segment, velocity, reference=other)))
-
-    def decode(self, segment: Segment) -> Tensor:
-        assert isinstance(segment, FlowImageSegment)
-        return torch.sigmoid(segment.latents[:, -1])
-
-    def _cannot(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError
-
-    generate_text = texts = supervised_loss = target_count = save_pretrained = _cannot
-    from_pretrained = _cannot  # type: ignore[assignment]
 
 
 def flow_learner(loss: PolicyLossConfig, **settings: Any) -> PolicyLearner:

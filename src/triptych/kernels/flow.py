@@ -40,7 +40,7 @@ from torch import Tensor
 
 from triptych.errors import UserError
 from triptych.kernels.noise import normals, uniforms
-from triptych.trajectory import Denoising, FlowImageSegment, NoiseKey
+from triptych.trajectory import Denoising, FlowImageSegment, NoisedImageSegment, NoiseKey, Segment
 
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 """The velocity ``[B, ...]``, with guidance, at ``x [B, ...]`` fp32, ``sigma [B]`` and ``step [B]`` int64."""
@@ -49,7 +49,7 @@ Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 def schedule(denoise: Denoising) -> Tensor:
     """Noise levels ``[S + 1]`` fp32 from 1 to 0: even times, shifted to ``shift t / (1 + (shift - 1) t)``."""
     time = torch.linspace(1, 0, denoise.steps + 1, dtype=torch.float64)
-    return (denoise.shift * time / (1 + (denoise.shift - 1) * time)).float()
+    return _shifted(time, denoise.shift).float()
 
 
 def drawn_steps(keys: Sequence[NoiseKey], denoise: Denoising) -> Tensor:
@@ -96,6 +96,44 @@ def noise(keys: Sequence[NoiseKey], shape: Sequence[int], denoise: Denoising) ->
     eps = own.new_zeros(len(keys), denoise.steps, *shape)
     eps[torch.arange(len(keys))[:, None], trained] = own[:, 1:]
     return Noise(start, trained, eps)
+
+
+def renoised(segment: Segment, keys: Sequence[NoiseKey], points: int) -> NoisedImageSegment:
+    """The finished latents of ``segment`` at ``points`` fresh noise levels a row, decided by ``keys [B]``.
+
+    Times lie one in each of equal parts of (0, 1) and are shifted as the drawing's own were.
+    """
+    if not isinstance(segment, FlowImageSegment):
+        raise UserError(
+            f"segment {segment.name!r} holds no latents but {segment.kind} actions: only the velocity of a"
+            " diffusion expert can be taught this way"
+        )
+    clean = segment.latents[:, -1]
+    drawn = uniforms([replace(key, segment=f"{key.segment}/times") for key in keys], points)
+    time = (torch.arange(points) + drawn) / points
+    shape = (len(segment), points, *clean.shape[1:])
+    sigmas = _shifted(time, segment.sampling.denoise.shift).to(clean)
+    return NoisedImageSegment(
+        name=segment.name,
+        context=segment.context,
+        sampling=segment.sampling,
+        logp=torch.zeros_like(sigmas),
+        mask=torch.ones_like(sigmas, dtype=torch.bool),
+        clean=clean,
+        sigmas=sigmas,
+        noise=normals(keys, math.prod(shape[1:])).view(shape).to(clean),
+    )
+
+
+def velocities(segment: NoisedImageSegment, velocity: Velocity) -> Tensor:
+    """The velocity ``[B, A, ...]`` at each noised point, one call of ``velocity`` for each column."""
+    step = torch.zeros(len(segment), dtype=torch.long, device=segment.clean.device)
+    points = zip(segment.noised().unbind(1), segment.sigmas.unbind(1), strict=True)
+    return torch.stack([velocity(x, sigma, step) for x, sigma in points], 1)
+
+
+def _shifted(time: Tensor, shift: float) -> Tensor:
+    return shift * time / (1 + (shift - 1) * time)
 
 
 def _wide(values: Tensor, like: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 Pure functions of tensors. A good drawing pulls the policy to it, a bad one pushes it away, both through
 mixtures with the policy that drew: no log-probability, no noise while drawing, any sampler. The policy that
-draws is a slowly moving average of the trained one; its decay is the trainer's.
+draws is a slowly moving average of the trained one.
 
 Shape legend: B rows; ... the latent's own dimensions.
 """
@@ -19,16 +19,33 @@ LEAST_ERROR = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionNFTConfig:
-    """``mix`` b: how far the compared velocities lie from the old one; ``clip`` c bounds advantages."""
+    """``mix`` b: how far the compared velocities lie from the old one; ``clip`` c bounds advantages.
+
+    Each drawing is learned from at ``times`` noise levels a step. The policy that draws keeps
+    min(``ramp`` x step, ``decay``) of itself and takes the rest from the trained one.
+    """
 
     mix: float = 1.0
     clip: float = 5.0
+    times: int = 4
+    decay: float = 0.5
+    ramp: float = 0.001
 
     def __post_init__(self) -> None:
         if not self.mix > 0:
             raise UserError(f"mix must be positive, got {self.mix}")
         if not self.clip > 0:
             raise UserError(f"clip must be positive, got {self.clip}")
+        if self.times < 1:
+            raise UserError(f"times must be at least 1, got {self.times}")
+        if not 0 <= self.decay < 1 or self.ramp < 0:
+            raise UserError(
+                f"decay must lie in [0, 1) and ramp not be negative, got decay {self.decay}, ramp {self.ramp}"
+            )
+
+    def decay_at(self, step: int) -> float:
+        """How much of itself the policy that draws keeps before ``step`` (from 1)."""
+        return min(self.ramp * step, self.decay)
 
 
 def optimality(advantages: Tensor, clip: float) -> Tensor:

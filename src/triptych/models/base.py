@@ -43,7 +43,7 @@ class Scores:
 
     ``kl`` is that to the reference, exact; ``reference_logp`` the reference's log-probability. Denoising
     steps alone have ``old_kl``, the divergence of the policy that acted from this one, exact, and of each
-    step the spread ``std`` and the length ``step_size``.
+    step the spread ``std`` and the length ``step_size``. Noised points alone have a ``velocity [B, A, ...]``.
     """
 
     logp: Tensor | None = None
@@ -53,6 +53,7 @@ class Scores:
     old_kl: Tensor | None = None
     std: Tensor | None = None
     step_size: Tensor | None = None
+    velocity: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

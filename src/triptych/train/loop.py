@@ -9,7 +9,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -95,8 +95,12 @@ class Learner(Protocol):
         """What a resumed run must know beyond weights and optimizer; json."""
         ...
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state` gave."""
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors that it must know too."""
+        ...
+
+    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Take back what :meth:`state` and :meth:`tensors` gave."""
         ...
 
 
@@ -201,7 +205,7 @@ class Loop:
         if not self.directory.writes:
             return
         self.told.say(f"evaluating ({name})")
-        with self._averaged():
+        with self.average.swapped() if self.average else nullcontext():
             found = self.evaluate(self.model, self.at.step)
         row = {"step": self.at.step, "name": name, **found.summary}
         self.directory.append("evals.jsonl", row)
@@ -211,16 +215,6 @@ class Loop:
         if score > self.at.best:
             self.at = replace(self.at, best=score, best_step=self.at.step)
         self.told.evaluated(name, found.summary)
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        if self.average:
-            self.average.swap()
-        try:
-            yield
-        finally:
-            if self.average:
-                self.average.swap()
 
     # -- files -------------------------------------------------------------------------------------
     def save(self) -> None:
@@ -238,7 +232,9 @@ class Loop:
             tensors[f"optimizer_{i}"] = values
             settings.append(about)
         if self.average:
-            tensors["average"] = {f"{i:05d}": v for i, v in enumerate(self.average.values)}
+            tensors["average"] = self.average.tensors()
+        if own := self.learner.tensors():
+            tensors["learner"] = own
         self.at.learner = self.learner.state()
         state = {"progress": vars(self.at), "optimizers": settings, "config": asdict(self.config)}
         path = files.save_checkpoint(
@@ -260,11 +256,9 @@ class Loop:
         for i, part in enumerate(self.optimizer.parts):
             files.unpack_optimizer(part, tensors[f"optimizer_{i}"], state["optimizers"][i])
         if self.average:
-            values = tensors["average"]
-            for i, value in enumerate(self.average.values):
-                value.copy_(values[f"{i:05d}"])
+            self.average.restore(tensors["average"])
         self.at = _Progress(**state["progress"])
-        self.learner.restore(self.at.learner)
+        self.learner.restore(self.at.learner, tensors.get("learner", {}))
         self.directory.rewind(self.at.step)
         if self.directory.writes:
             self._prune(path)  # a kill right after saving leaves one too many

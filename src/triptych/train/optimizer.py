@@ -4,7 +4,8 @@ Master weights and states are fp32. Knows parameters by group name and nothing o
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -129,3 +130,21 @@ class Average:
             kept = parameter.detach().clone()
             parameter.copy_(value)
             value.copy_(kept)
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Inside, the model computes with the averages."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The averages, to be saved."""
+        return {f"{i:05d}": value for i, value in enumerate(self.values)}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back :meth:`tensors`."""
+        for name, value in self.tensors().items():
+            value.copy_(tensors[name])

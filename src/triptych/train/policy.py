@@ -394,7 +394,11 @@ class PolicyLearner:
         """How long each reward has been failing."""
         return {"rewards": dict(self.rewards.broken)}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def tensors(self) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """See :meth:`state`."""
         self.rewards.broken.update(state["rewards"])
 

@@ -80,5 +80,9 @@ class SupervisedLearner:
         """Nothing: a batch depends on the step alone."""
         return {}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def tensors(self) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Nothing to take back."""
