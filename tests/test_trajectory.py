@@ -360,6 +360,13 @@ def test_a_prompt_gives_its_text_and_pictures_in_reading_order() -> None:
     assert [p.tolist() for p in prompt.pictures] == [one.tolist(), two.tolist()]
 
 
+def test_a_reply_goes_on_with_the_conversation_and_leaves_the_prompt_as_it_was() -> None:
+    asked = Prompt.of(picture(1), "see")
+    replied = asked.replied("so")
+    assert replied.turns == (*asked.turns, Turn(role="assistant", content=("so",)))
+    assert len(asked.turns) == 1
+
+
 def rollout(rows: int, seed: int) -> Rollout:
     tasks = [Task(id=f"t{seed}/{i}", prompt="") for i in range(rows)]
     return Rollout(

@@ -43,6 +43,10 @@ class Prompt:
         """One user message, e.g. ``Prompt.of(picture, "What is this?")``."""
         return cls((Turn(role="user", content=content),))
 
+    def replied(self, text: str) -> Self:
+        """The same conversation, and the assistant's reply."""
+        return replace(self, turns=(*self.turns, Turn(role="assistant", content=(text,))))
+
     @property
     def text(self) -> str:
         """All text of the prompt, for logs and reports."""

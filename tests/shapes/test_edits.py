@@ -74,6 +74,32 @@ def test_the_rule_accepts_the_target_and_nothing_else(tag: str) -> None:
         assert not any(right([*target, one_more], edit) for one_more in target)
 
 
+def followed(instruction: str, shown: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """What is shown once an instruction has been followed, read from its words alone."""
+    verb, *rest = instruction.split()
+    if verb == "add":
+        return shown | {(rest[2], rest[1])}
+    [(_, color)] = changed = {s for s in shown if s[0] == rest[1]}
+    others = shown - changed
+    if verb == "remove":
+        return others
+    if verb == "replace":
+        assert rest[4] == color, "no edit changes kind and colour at once"
+    return others | {(rest[1], rest[2]) if verb == "make" else (rest[5], rest[4])}
+
+
+@pytest.mark.parametrize("tag", EDITS)
+def test_forward_then_reverse_is_the_source(tag: str) -> None:
+    """By what the verifier sees in the pictures, each instruction followed word by word."""
+    for edit in [e for e in [*train_edits(200), *test_edits(80)] if e.metadata["tag"] == tag]:
+        seen, after = (
+            {(d.label, str(d.color)) for d in detect(render(scene))} for scene in (edit.source, edit.target)
+        )
+        assert followed(edit.metadata["prompt"], seen) == after != seen
+        assert followed(edit.reverse, after) == seen
+        assert edit.reverse.split()[0] == {"add": "remove", "remove": "add", "adjust": "make"}.get(tag, tag)
+
+
 def test_few_words_are_new() -> None:
     said = {word for e in train_edits(300) for word in e.metadata["prompt"].split()}
     assert said <= {*vocabulary(), *WORDS} and set(WORDS) <= said

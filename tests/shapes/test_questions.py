@@ -1,13 +1,22 @@
 """Questions: canonical answers follow from the picture, and grading takes any right wording."""
 
+import re
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from triptych.shapes.prompts import QUESTIONS, TAGS, combination_key, split, train_prompt_of
-from triptych.shapes.questions import answer_matches, question_for, test_questions, train_question
-from triptych.shapes.scenes import Scene, Shape, sample_scene
+from triptych.shapes.prompts import QUESTIONS, TAGS, combination_key, split, train_prompt_of, vocabulary
+from triptych.shapes.questions import (
+    THINK,
+    WORDS,
+    answer_matches,
+    question_for,
+    test_questions,
+    thought_for,
+    train_question,
+)
+from triptych.shapes.scenes import KINDS, Scene, Shape, sample_scene
 
 
 def scene(*shapes: tuple[str, str, int, int]) -> Scene:
@@ -125,6 +134,30 @@ def test_the_position_answer_is_the_prompts_relation() -> None:
         answer = question_for(metadata, shown)[1]
         relation = placed["position"][0]
         assert (relation in answer) == (relation in ("left of", "above")), (metadata["prompt"], answer)
+
+
+@pytest.mark.parametrize(
+    ("tag", "shown", "thought"),
+    [
+        ("colors", scene(("ring", "red", 2, 2)), "from left to right i see a red ring."),
+        ("counting", TWO_CROSSES, "from left to right i see a red cross and a blue cross."),
+        ("position", RING_THEN_SQUARE, "from left to right i see an orange ring and a red square."),
+        ("position", RING_OVER_SQUARE, "from top to bottom i see a blue ring and a red square."),
+    ],
+)
+def test_thoughts_name_what_is_seen_in_the_answers_order(tag: str, shown: Scene, thought: str) -> None:
+    assert thought_for({"tag": tag}, shown) == thought
+
+
+def test_thoughts_use_few_new_words_and_hold_the_answer() -> None:
+    said: set[str] = set()
+    for shown, _, answer, tag in test_questions(300):
+        thought = thought_for({"tag": tag}, shown)
+        said |= set(re.findall(r"\w+|[^\w\s]", f"{thought} {THINK}"))
+        kinds = re.findall("|".join(KINDS), answer)
+        order = list(dict.fromkeys(re.findall("|".join(KINDS), thought)))
+        assert kinds == order[: len(kinds)] and thought.count("and") == len(shown.shapes) - 1
+    assert said <= {*vocabulary(), *WORDS} and set(WORDS) <= said
 
 
 def test_questions_about_the_wrong_scene_are_refused() -> None:

@@ -3,19 +3,18 @@
 Knows tasks, a scenario and a judge of pictures; which detector stands behind the judge is the caller's.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 
 from triptych.evals.evaluation import Evaluation
-from triptych.evals.geneval import Verdict, summarise
+from triptych.evals.geneval import summarise
 from triptych.models.base import UnifiedModel
 from triptych.rewards.base import RewardSet
+from triptych.rewards.reflection import Judge
 from triptych.scenarios.base import RolloutSettings, Scenario, play
 from triptych.trajectory import NoiseKey, Picture, Prompt, Sampling, Task
 
-Judge = Callable[[Picture, Mapping[str, Any]], Verdict]
 EVALUATION_STEP = -1
 """The step in every evaluation's noise keys: the same drawings' noise before, during and after training."""
 

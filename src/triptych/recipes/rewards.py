@@ -3,9 +3,11 @@
 from collections.abc import Callable
 
 from triptych.errors import UserError
-from triptych.recipes import shapes_world
+from triptych.recipes import shapes_reasoning, shapes_world
+from triptych.rewards.answers import FormatReward, LengthReward
 from triptych.rewards.base import FunctionReward, RewardFunction, RewardSet, load_reward
 from triptych.rewards.geneval import GenEvalReward
+from triptych.rewards.reflection import ImprovementReward, VerdictReward
 from triptych.shapes.verifier import detect
 from triptych.train.policy import PolicyConfig
 
@@ -13,6 +15,11 @@ WORLD: dict[str, Callable[[], RewardFunction]] = {
     "geneval": lambda: GenEvalReward(detect),
     "geneval_official": lambda: GenEvalReward(detect, dense=False, name="geneval_official"),
     "background": lambda: FunctionReward("background", shapes_world.clean_background),
+    "answer": lambda: FunctionReward("answer", shapes_reasoning.right_answers),
+    "format": FormatReward,
+    "length": lambda: LengthReward(longest=64, cache=16),
+    "verdict": lambda: VerdictReward(shapes_world.verdict),
+    "improvement": lambda: ImprovementReward(shapes_world.verdict),
 }
 
 

@@ -13,11 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from triptych.errors import UserError
 from triptych.evals.drawing import diversity, evaluate_drawing, read_accuracy
 from triptych.evals.evaluation import Evaluation
 from triptych.evals.geneval import Verdict, judge
 from triptych.models.base import Example, UnifiedModel
 from triptych.models.patch_codec import PatchCodec, fit
+from triptych.recipes.shapes_reasoning import EXAMPLES, items, name_of, picture_of
+from triptych.recipes.shapes_reasoning import WORDS as REASONING_WORDS
 from triptych.scenarios.base import RolloutSettings
 from triptych.scenarios.edit import Edit
 from triptych.scenarios.text_to_image import TextToImage
@@ -30,7 +33,6 @@ from triptych.shapes.prompts import (
     vocabulary,
 )
 from triptych.shapes.questions import answer_matches, test_questions, train_question
-from triptych.shapes.renderer import render
 from triptych.shapes.scenes import sample_scene
 from triptych.shapes.verifier import background_drift, detect
 from triptych.trajectory import NoiseKey, Picture, Prompt, Sample, Task
@@ -51,14 +53,9 @@ READ_FIRST = 0.6
 """Share of questions at first: with few of them a small model goes on answering without looking."""
 
 
-def words(edits: bool = False) -> list[str]:
-    """The world's vocabulary, of prompts, questions and answers, and where asked of edits."""
-    return [*vocabulary(), *(WORDS if edits else ())]
-
-
-def picture_of(scene: Any) -> Picture:
-    """A rendered scene, uint8 ``[H, W, 3]``."""
-    return torch.from_numpy(render(scene))
+def words(edits: bool = False, reasoning: bool = False) -> list[str]:
+    """The world's vocabulary, of prompts, questions and answers; where asked, of edits and reasoning too."""
+    return [*vocabulary(), *(WORDS if edits else ()), *(REASONING_WORDS if reasoning else ())]
 
 
 def verdict(picture: Picture, metadata: Mapping[str, Any]) -> Verdict:
@@ -83,11 +80,19 @@ def screening_tasks(n: int = 200) -> list[Task]:
     return [_task(f"screening/{m['tag']}/{i:04d}", m) for i, m in enumerate(screening_prompts(n))]
 
 
-def edit_tasks(n: int = 200) -> list[Task]:
-    """Held-out edits, kinds evenly: ``source`` is the picture, the metadata that of the picture after it."""
+def edit_tasks(n: int = 200, seed: int | None = None) -> list[Task]:
+    """Held-out edits, kinds evenly, or with a ``seed`` of the training split.
+
+    ``source`` is the picture, the metadata that of the picture after the edit, and the column "reverse" the
+    instruction that undoes it.
+    """
     return [
-        replace(_task(f"edit/{e.metadata['tag']}/{i:04d}", e.metadata), source=picture_of(e.source))
-        for i, e in enumerate(test_edits(n))
+        replace(
+            _task(name_of("edit", e.metadata["tag"], i, seed), e.metadata),
+            source=picture_of(e.source),
+            columns={"reverse": e.reverse},
+        )
+        for i, e in enumerate(items(test_edits, train_edit, n, seed))
     ]
 
 
@@ -96,24 +101,56 @@ def _task(name: str, metadata: Mapping[str, Any]) -> Task:
 
 
 def examples(
-    batch: int, read_share: float, seed: int, edit_share: float = 0.0, read_first: int = 0
+    batch: int,
+    read_share: float,
+    seed: int,
+    edit_share: float = 0.0,
+    read_first: int = 0,
+    more: Mapping[str, float] | None = None,
 ) -> Callable[[int], Sequence[Example]]:
     """Batches of supervised pairs as a pure function of the step: drawings, questions on pictures, edits.
 
-    The drawings' times lie one in each of equal parts of (0, 1), and so do the edits': less noise in a
+    ``more`` has the shares of further kinds, :data:`triptych.recipes.shapes_reasoning.EXAMPLES`. The times of
+    drawings lie one in each of equal parts of (0, 1), and so do those of every other kind: less noise in a
     batch's loss. In the ``read_first`` first steps at least :data:`READ_FIRST` of a batch are questions.
+    Raises UserError for an unknown kind, and for shares that together exceed a batch.
     """
+    others = _counts(batch, more or {})
+    most = max(read_share, READ_FIRST) if read_first else read_share
+    if (left := batch - round(batch * most) - round(batch * edit_share) - sum(others.values())) < 0:
+        raise UserError(f"the shares of a batch of {batch} make {-left} examples too many: lower one")
 
     def at(step: int) -> list[Example]:
         share = max(read_share, READ_FIRST) if step <= read_first else read_share
         reads, edits = round(batch * share), round(batch * edit_share)
-        draws = batch - reads - edits
+        draws = batch - reads - edits - sum(others.values())
         rng = np.random.default_rng([seed, step, 2])
         drawn = [_draw(rng, *about) for about in _spread(draws, seed, step, "example", 4)]
         read = [_read(rng) for _ in range(reads)]
-        return drawn + read + [_edit(rng, *about) for about in _spread(edits, seed, step, "edit", 5)]
+        edited = [_edit(rng, *about) for about in _spread(edits, seed, step, "edit", 5)]
+        return drawn + read + edited + [e for kind, n in others.items() for e in _more(kind, n, seed, step)]
 
     return at
+
+
+def _counts(batch: int, shares: Mapping[str, float]) -> dict[str, int]:
+    if unknown := sorted(set(shares) - set(EXAMPLES)):
+        raise UserError(f"no examples called {unknown[0]!r}; there are {', '.join(EXAMPLES)}")
+    if any(share < 0 for share in shares.values()):
+        raise UserError(f"shares of a batch must not be negative, got {dict(shares)}")
+    return {kind: round(batch * share) for kind, share in shares.items()}
+
+
+def _more(kind: str, n: int, seed: int, step: int) -> list[Example]:
+    """``n`` examples of a further kind, from random streams of its own."""
+    stream = 6 + 2 * list(EXAMPLES).index(kind)
+    rng = np.random.default_rng([seed, step, stream])
+    made = [
+        replace(EXAMPLES[kind](rng), key=key, time=time)
+        for key, time in _spread(n, seed, step, kind, stream + 1)
+    ]
+    hidden = [isinstance(e.target, Tensor) and bool(rng.random() < UNCONDITIONAL) for e in made]
+    return [replace(e, unconditional=hide) for e, hide in zip(made, hidden, strict=True)]
 
 
 def _spread(n: int, seed: int, step: int, name: str, stream: int) -> list[tuple[NoiseKey, float]]:

@@ -17,7 +17,9 @@ from triptych.evals.geneval import Metadata
 from triptych.shapes.prompts import combination_key, phrase, split
 from triptych.shapes.scenes import COLORS, KINDS, Scene, Shape, sample_scene
 
-EDITS = ("add", "remove", "replace", "adjust")
+REVERSES = {"add": "remove", "remove": "add", "replace": "replace", "adjust": "adjust"}
+"""Each kind of edit, and the kind that undoes it."""
+EDITS = tuple(REVERSES)
 WORDS = ("add", "make", "remove", "replace", "the", "with")
 """What instructions say beyond the words of prompts."""
 TEST_SEED = 11_2025
@@ -25,11 +27,15 @@ TEST_SEED = 11_2025
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """One edit. ``metadata`` is GenEval's, of the target; its "prompt" is the instruction, "tag" the kind."""
+    """One edit. ``metadata`` is GenEval's, of the target; its "prompt" is the instruction, "tag" the kind.
+
+    ``reverse`` is the instruction that makes the source of the target again.
+    """
 
     source: Scene
     target: Scene
     metadata: Metadata
+    reverse: str
 
 
 def train_edit(rng: np.random.Generator) -> Edit:
@@ -87,6 +93,7 @@ def _told(tag: str, scene: Scene, kept: Shape, before: Shape | None, after: Shap
         source=replace(scene, shapes=tuple(source)),
         target=replace(scene, shapes=tuple(target)),
         metadata=metadata,
+        reverse=_instruction(REVERSES[tag], after, before),
     )
 
 

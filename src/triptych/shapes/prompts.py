@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import permutations, product
 from typing import Any
@@ -56,6 +56,14 @@ def phrase(kind: str, count: int = 1, color: str | None = None) -> str:
         return " ".join([NUMBERS[count], *([color] if color else []), plural(kind)])
     words = [*([color] if color else []), kind]
     return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
+
+
+def photo_of(include: Sequence[Metadata], phrases: Sequence[str]) -> str:
+    """The prompt for include entries, each told by its own phrase."""
+    text = " and ".join(phrases)
+    if "position" in include[-1]:  # the placed object is last in the list and first in the text
+        text = f"{phrases[1]} {include[1]['position'][0]} {phrases[0]}"
+    return f"a photo of {text}"
 
 
 def combinations(tag: str) -> list[Metadata]:
@@ -118,6 +126,11 @@ def screening_prompts(n: int = 200) -> list[Metadata]:
     if sum(shares) < n:
         raise ValueError(f"{n} screening prompts asked for, {sum(shares)} are left")
     return [metadata for group, share in zip(groups, shares, strict=True) for metadata in group[:share]]
+
+
+def is_held_out(key: str) -> bool:
+    """Whether a combination belongs to the test split, for data that no list enumerates: TEST_SHARE does."""
+    return int(_digest(key)[:8], 16) < TEST_SHARE * 16**8
 
 
 def train_prompt(rng: np.random.Generator) -> Metadata:
@@ -184,11 +197,8 @@ def _metadata(tag: str, include: list[dict[str, Any]]) -> Metadata:
     """Adds the wording, and an exclude clause per counted class: counts are exact, as in GenEval."""
     exclude = [{"class": e["class"], "count": e["count"] + 1} for e in include if e["count"] > 1]
     phrases = [phrase(e["class"], e["count"], e.get("color")) for e in include]
-    text = " and ".join(phrases)
-    if "position" in include[-1]:  # the placed object is last in the list and first in the text
-        text = f"{phrases[1]} {include[1]['position'][0]} {phrases[0]}"
     clauses = {"exclude": exclude} if exclude else {}
-    return {"tag": tag, "include": include, **clauses, "prompt": f"a photo of {text}"}
+    return {"tag": tag, "include": include, **clauses, "prompt": photo_of(include, phrases)}
 
 
 @cache

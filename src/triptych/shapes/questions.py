@@ -20,6 +20,10 @@ from triptych.shapes.prompts import NUMBERS, QUESTIONS, TAGS, phrase, split, tra
 from triptych.shapes.scenes import COLORS, KINDS, Scene, Shape, sample_scene
 
 TEST_SEED = 7_2025  # scenes of the test questions
+THINK = "think first."
+"""What a question about a picture ends with where a thought is wanted: without it, the answer alone is."""
+WORDS = ("think", "first", ".", "from", "to", "top", "bottom", "i", "see")
+"""What thoughts about pictures say beyond the words of prompts."""
 _SINGULAR = {plural(kind): kind for kind in KINDS}
 _COUNTS = {"a": 1, "an": 1} | {word: n for n, word in enumerate(NUMBERS)} | {str(n): n for n in range(10)}
 _RELATION_WORDS = {relation.split()[0]: relation for relation in RELATIONS}
@@ -61,6 +65,18 @@ def question_for(metadata: Metadata, scene: Scene) -> tuple[str, str]:
     if tag in ("two_object", "position", "color_attr") and len(groups) != 2:
         raise ValueError(f"{tag} asks about two kinds of objects, the scene shows {len(groups)}")
     return QUESTIONS[tag], _answer(tag, groups)
+
+
+def thought_for(metadata: Metadata, scene: Scene) -> str:
+    """What leads to the tag's answer: every shape with its colour, in the order that the answer needs.
+
+    That is from left to right, and from top to bottom where the answer is that something is "above".
+    """
+    _, answer = question_for(metadata, scene)
+    down = "above" in answer.split()
+    shapes = sorted(scene.shapes, key=lambda shape: _centre([shape])[:: -1 if down else 1])
+    way = "from top to bottom" if down else "from left to right"
+    return f"{way} i see {' and '.join(phrase(shape.kind, 1, shape.color) for shape in shapes)}."
 
 
 def answer_matches(answer: str, metadata: Metadata, scene: Scene) -> bool:
