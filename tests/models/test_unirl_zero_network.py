@@ -112,7 +112,7 @@ def plain_condition(made: Made, row: tuple[str, list[Tensor]], edit: bool) -> Te
     if row[1]:
         features = core.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
         embeds[kinds.bool()] = torch.cat(features)
-    queries = network.queries["edit" if edit else "draw"][None]
+    queries = (network.queries.edit if edit else network.queries.draw)[None]
     after = place.max() + 1 + torch.arange(queries.shape[1])
     hidden = core.language_model(
         inputs_embeds=torch.cat([embeds, queries], 1),
