@@ -73,7 +73,10 @@ TRAIN = "train demo --model tiny --steps 1 --prompts 2 --group 2 --evaluate-task
     ("line", "expected"),
     [
         ("trian", "no command 'trian'; did you mean train?"),
-        ("xyzzy", "no command 'xyzzy'; there are demo, train, eval, draw, ask, report, doctor, recipes"),
+        (
+            "xyzzy",
+            "no command 'xyzzy'; there are demo, train, eval, draw, edit, ask, report, doctor, recipes",
+        ),
         ("train", "which recipe? `triptych recipes` lists them"),
         ("train dmo", "no recipe called 'dmo'; did you mean demo?"),
         ("doctor dmo", "no recipe called 'dmo'; did you mean demo?"),
@@ -99,7 +102,8 @@ TRAIN = "train demo --model tiny --steps 1 --prompts 2 --group 2 --evaluate-task
         ),
         (
             "demo --model shwo",
-            "no starter called 'shwo'; there are janus, showo, unigen, or a model's folder or hub name",
+            "no starter called 'shwo'; there are janus, showo, unigen, unirl_zero, or a model's folder or hub"
+            " name",
         ),
         ("doctor --model", "--model: expected a value after it"),
         ("train demo --steps 0", "steps must be at least 1, got 0"),
@@ -115,6 +119,8 @@ TRAIN = "train demo --model tiny --steps 1 --prompts 2 --group 2 --evaluate-task
         ),
         ("eval", "not given: MODEL; see `triptych eval --help`"),
         ("draw tiny", "not given: PROMPT; see `triptych draw --help`"),
+        ("edit tiny", "not given: IMAGE, INSTRUCTION; see `triptych edit --help`"),
+        ("edit tiny p.png blue --out blue.gif", "--out blue.gif: drawings are saved as .png"),
         ("ask", "not given: MODEL, IMAGE, QUESTION; see `triptych ask --help`"),
         ("report", "not given: RUN; see `triptych report --help`"),
         ("recipes all", "not understood: all; `triptych recipes` takes nothing more"),
@@ -122,6 +128,11 @@ TRAIN = "train demo --model tiny --steps 1 --prompts 2 --group 2 --evaluate-task
         ("eval tiny --guidance -1", "guidance must be 0 or positive, got -1.0"),
         ("draw tiny square --unmask.steps 0", "unmask.steps must be at least 1, got 0"),
         ("draw tiny square --steps 8", "no setting --steps; did you mean --unmask.steps?"),
+        ("draw tiny square --denoise.steps 1", "denoise.steps must be at least 2 with 'flow', got 1"),
+        (
+            "eval tiny --denoise.noise ddpm",
+            "--denoise.noise: 'ddpm' is none of 'flow', 'dance', 'cps', 'ode'",
+        ),
         ("eval tiny --unmask.order sure", "--unmask.order: 'sure' is none of 'random', 'confidence'"),
         ("eval tiny --source-guidance -1", "source_guidance must be 0 or positive, got -1.0"),
         ("draw tiny square --n 0", "--n must be at least 1, got 0"),
@@ -207,7 +218,7 @@ def test_no_model_there(run: Callable[[str], Ended], line: str) -> None:
 def test_a_folder_that_is_some_other_model(run: Callable[[str], Ended]) -> None:
     Path("other").mkdir()
     Path("other/config.json").write_text('{"model_type": "gpt2"}')
-    opens = "other is a gpt2 model; this version opens janus, showo, unigen15"
+    opens = "other is a gpt2 model; this version opens janus, showo, unigen15, unirl_zero"
     assert _one_line(run("draw other square")) == opens
 
 
@@ -306,6 +317,7 @@ def test_an_unknown_sink(run: Callable[[str], Ended]) -> None:
         "train janus.lora --help",
         "train starters.janus --help",
         "draw --help",
+        "edit --help",
         "ask --help",
         "eval --help",
         "report --help",
@@ -345,7 +357,7 @@ def test_recipes_lists_what_can_be_trained(run: Callable[[str], Ended]) -> None:
 
 
 def test_listing_and_mistakes_do_not_import_torch() -> None:
-    for line in ("", "recipes", "train --help", "train dmo", "draw --help", "draw"):
+    for line in ("", "recipes", "train --help", "train dmo", "draw --help", "draw", "edit x"):
         program = (
             "import sys\nfrom triptych import cli\n"
             f"try:\n cli.main({shlex.split(line)!r})\nexcept SystemExit: pass\n"

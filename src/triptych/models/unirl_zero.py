@@ -19,7 +19,8 @@ What the paper leaves open, and what we chose:
 - Noise levels to learn from are logit-normal, moved to high noise by the sampler's default shift.
 - The language model sees pictures at their own shape; what is drawn, and a source's latent, is a square.
 - No system prompt is put before a conversation that has none (Qwen's template would add one).
-- New parts train in full beside adapters where ``LoraSettings.full`` names them: "queries", "connector", "dm".
+- Adapters go on the language model; what trains in full beside them, and is saved with them, is what
+  ``LoraSettings.full`` names: "queries", "connector", "dm".
 
 Shape legend: B rows, M queries, C caption width, A actions, c latent channels, h x w latent.
 """
@@ -142,7 +143,7 @@ class UniRLZeroModel(WritingModel):
         """Draw pictures in ``sampling.denoise.steps`` steps: ``latents [B, S + 1, c, h, w]``."""
         if sampling.unmask != Unmasking() or sampling.temperature != 1:
             raise UserError(
-                f"unmask and temperature are for tokens, and {self.name} draws latents: leave them at defaults"
+                f"unmask and temperature are for tokens, and {self.name} draws latents: leave both unset"
             )
         denoise, dm = sampling.denoise, self.network.dm
         noise = flow.noise(keys, self.shape, denoise).to(self.device)
@@ -231,17 +232,19 @@ class UniRLZeroModel(WritingModel):
         cls,
         qwen: str | Path,
         diffusion: str | Path,
-        layout: UniRLZeroLayout = UniRLZeroLayout(),
+        layout: UniRLZeroLayout | None = None,
         *,
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
     ) -> Self:
         """A UniRL-Zero that is still to be trained: Qwen2.5-VL and SANA or SD3, folders or hub names.
 
-        ``diffusion`` holds ``transformer/`` and ``vae/``. Queries, connector and the source's way into the
-        expert start at random.
+        ``diffusion`` holds ``transformer/`` and ``vae/``. Queries and connector start at random, the source's
+        way into the expert at zero; without a ``layout`` there are as many as in the public model.
         """
-        network = UniRLZeroNetwork.assemble(qwen, diffusion, layout, dtype=dtype, seed=seed)
+        network = UniRLZeroNetwork.assemble(
+            qwen, diffusion, layout or UniRLZeroLayout(), dtype=dtype, seed=seed
+        )
         return cls(network, open_tokenizer(qwen), AutoencoderCodec.load(diffusion, dtype))
 
 
