@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tiny_models import starter_janus, starter_showo
+from tiny_models import picture, starter_janus, starter_showo, starter_unigen
 from triptych import cli
 from triptych.arguments import flags_of
 from triptych.models import load
 from triptych.models.base import to_pictures
 from triptych.recipes import shapes_world
 from triptych.recipes.demo import DEMOS
-from triptych.trajectory import NoiseKey, Prompt, Sampling, Unmasking
+from triptych.trajectory import Denoising, NoiseKey, Prompt, Sampling, Unmasking
 
 
 @dataclass(frozen=True)
@@ -392,6 +392,49 @@ def test_draw_samples_as_it_is_told(run: Callable[[str], Ended], tmp_path: Path)
     assert not np.array_equal(expected(), expected(unmask=unmask))
     refused = _one_line(run("draw masked 'a square' --source-guidance 2"))
     assert refused == "source_guidance is for edits, and showo cannot edit: leave it unset"
+
+
+def test_a_model_of_latents_draws_edits_answers_and_is_checked(run: Callable[[str], Ended]) -> None:
+    from tiny_unirl import starter_unirl  # diffusers is slow to import
+
+    starter_unirl().save_pretrained(Path("latent"))
+    model, prompt = load("latent"), "a square"
+    about = Sampling(denoise=Denoising(steps=3, noise="cps", level=0.5, shift=2.0), source_guidance=1.5)
+    flags = (
+        "--denoise.steps 3 --denoise.noise cps --denoise.level 0.5 --denoise.shift 2 --source-guidance 1.5"
+    )
+    Image.fromarray(picture(1).numpy()).save("source.png")
+    for command, asked in (
+        ("draw latent", Prompt.of(prompt)),
+        ("edit latent source.png", Prompt.of(picture(1), prompt)),
+    ):
+        drawn = model.generate_image([asked], about, [NoiseKey(0, 0, prompt, 0, "image")])
+        said = run(f"{command} '{prompt}' --n 1 --pixels 8 {flags}")
+        assert said == Ended(0, "1 drawings of 'a square': drawing.png\n", "")
+        assert np.array_equal(
+            np.array(Image.open("drawing.png")), to_pictures(model.decode(drawn))[0].numpy()
+        )
+    assert len(run("ask latent source.png 'what is this ?' --max-tokens 3").out.split()) <= 3
+    assert "ratio 1 holds" in run("doctor --model latent").out
+    refused = _one_line(run("draw latent square --temperature 0.5"))
+    assert refused == "unmask and temperature are for tokens, and unirl_zero draws latents: leave both unset"
+
+
+def test_edits_are_for_models_that_can(run: Callable[[str], Ended]) -> None:
+    starter_unigen().save_pretrained(Path("masked"))
+    Image.fromarray(picture(1).numpy()).save("source.png")
+    key = NoiseKey(0, 0, "red", 0, "image")
+    model = load("masked")
+    drawn = model.generate_image([Prompt.of(picture(1), "red")], Sampling(), [key])
+    assert run("edit masked source.png red --n 1 --pixels 8").code == 0
+    assert np.array_equal(np.array(Image.open("drawing.png")), to_pictures(model.decode(drawn))[0].numpy())
+    assert _one_line(run("edit tiny source.png red")) == "janus cannot edit; it can draw, read"
+    assert _one_line(run("edit masked gone.png red")).startswith("cannot read gone.png as a picture")
+
+
+def test_the_command_line_s_defaults_are_those_of_sampling() -> None:
+    for ours, theirs in ((cli.Unmask(), Unmasking()), (cli.Denoise(), Denoising())):
+        assert asdict(ours).items() <= asdict(theirs).items()
 
 
 def test_draw_and_ask_and_eval_do_what_they_say(run: Callable[[str], Ended]) -> None:

@@ -199,5 +199,28 @@ def inputs_of(made: Made, row: tuple[str, list[Picture]]) -> dict[str, Tensor]:
     return inputs
 
 
+@torch.no_grad()
+def plain_condition(made: Made, row: tuple[str, list[Tensor]], edit: bool) -> Tensor:
+    """Captions of one prompt through transformers' own model: its embeddings and positions, then queries."""
+    network = made[0]
+    inputs = inputs_of(made, row)
+    core = network.lm.model
+    ids, kinds = inputs["input_ids"], inputs["mm_token_type_ids"]
+    place, _ = core.get_rope_index(ids, kinds, inputs.get("image_grid_thw"))
+    embeds = core.get_input_embeddings()(ids)
+    if row[1]:
+        features = core.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
+        embeds[kinds.bool()] = torch.cat(features)
+    queries = (network.queries.edit if edit else network.queries.draw)[None]
+    after = place.max() + 1 + torch.arange(queries.shape[1])
+    hidden = core.language_model(
+        inputs_embeds=torch.cat([embeds, queries], 1),
+        position_ids=torch.cat([place, after.expand(3, 1, -1)], 2),
+        use_cache=False,
+    ).last_hidden_state
+    captions: Tensor = network.connector(hidden[:, -queries.shape[1] :])
+    return captions[0]
+
+
 def latents(rows: int, seed: int = 0) -> Tensor:
     return torch.randn(rows, CHANNELS, GRID, GRID, generator=torch.Generator().manual_seed(seed))

@@ -39,7 +39,7 @@ from triptych.kernels.noise import normals
 from triptych.kernels.tokens import branches, guided
 from triptych.models.base import Example, LossSum, Scores, fit, from_pictures
 from triptych.models.latent_codec import AutoencoderCodec, LatentCodec, open_latent_codec
-from triptych.models.packed import packed, quick
+from triptych.models.packed import quick
 from triptych.models.rows import answer_count, mark, times, words
 from triptych.models.unirl_zero_network import Columns, UniRLZeroLayout, UniRLZeroNetwork
 from triptych.models.weights import open_tokenizer
@@ -105,13 +105,10 @@ class UniRLZeroModel(WritingModel):
 
     def _sources(self, prompts: Sequence[Prompt]) -> Tensor:
         """Latents ``[B, c, h, w]`` of the pictures to edit, 0 where there is none; rows may share one."""
-        last = {i: prompt.pictures[-1] for i, prompt in enumerate(prompts) if prompt.pictures}
-        latents = torch.zeros(len(prompts), *self.shape, device=self.device)
-        if last:
-            shown = {id(picture): picture for picture in last.values()}
-            found = dict(zip(shown, self._encode(list(shown.values())), strict=True))
-            latents[list(last)] = torch.stack([found[id(picture)] for picture in last.values()])
-        return latents
+        shown = {id(picture): picture for prompt in prompts for picture in prompt.pictures[-1:]}
+        found = dict(zip(shown, self._encode(list(shown.values())), strict=True)) if shown else {}
+        nothing = torch.zeros(self.shape, device=self.device)
+        return torch.stack([found[id(p.pictures[-1])] if p.pictures else nothing for p in prompts])
 
     def _encode(self, pictures: Sequence[Picture]) -> Tensor:
         """Latents ``[B, c, h, w]`` of pictures, cut to a square and resized where need be."""
@@ -145,10 +142,9 @@ class UniRLZeroModel(WritingModel):
             raise UserError(
                 f"unmask and temperature are for tokens, and {self.name} draws latents: leave both unset"
             )
-        denoise, dm = sampling.denoise, self.network.dm
+        denoise = sampling.denoise
         noise = flow.noise(keys, self.shape, denoise).to(self.device)
-        rows = len(prompts) * branches(sampling.guidance, sampling.source_guidance) * self.shape[1] ** 2
-        with quick(self.network.lm.model), packed(dm, rows=rows):
+        with quick(self.network.lm.model, self.network.dm):
             drawn = flow.sample(self._velocity(prompts, sampling), noise, flow.schedule(denoise), denoise)
         return FlowImageSegment(
             name=keys[0].segment, context=tuple(prompts), sampling=sampling, **vars(drawn)
