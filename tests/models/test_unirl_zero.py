@@ -229,14 +229,17 @@ def test_an_edit_depends_on_words_looks_and_latent_each(monkeypatch: pytest.Monk
 
 
 @torch.no_grad()
-def test_pictures_of_a_group_are_looked_at_and_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_of_a_group_are_looked_at_once_and_the_source_is_encoded_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, seen = starter_unirl(), []
     for owner, name in ((model.network, "look"), (model, "_encode")):
         original = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda p, f=original: seen.append(len(p)) or f(p))
-    source = picture(1)
-    model.generate_image([Prompt.of(source, text) for text in ("red", "red", "blue")], sampling(), keys(3))
-    assert seen == [1, 1]
+    other, source = picture(1), picture(2)
+    group = [Prompt.of(other, source, text) for text in ("red", "red", "blue")]
+    model.generate_image(group, sampling(), keys(3))
+    assert seen == [2, 1]
 
 
 # -- conversations -------------------------------------------------------------------------------------

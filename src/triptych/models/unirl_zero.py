@@ -121,13 +121,13 @@ class UniRLZeroModel(WritingModel):
         scales = (sampling.guidance, sampling.source_guidance)
         told, source = self._captions(prompts), self._sources(prompts)
         null, nothing = torch.zeros_like(told), torch.zeros_like(source)
-        seen = [(told, source), (null, source), (null, nothing)]
+        seen = [(told, source), (null, source), (null, nothing)]  # c, i, u
         seen = {1: seen[:1], 2: seen[::2], 3: seen}[branches(*scales)]
 
         def velocity(x: Tensor, sigma: Tensor, step: Tensor) -> Tensor:
-            steps = len(x) // len(prompts)
-            captions = torch.cat([told.repeat(steps, 1, 1) for told, _ in seen])
-            sources = torch.cat([source.repeat(steps, 1, 1, 1) for _, source in seen])
+            steps = len(x) // len(prompts)  # when scored, several at once
+            captions = torch.cat([c.repeat(steps, 1, 1) for c, _ in seen])
+            sources = torch.cat([latent.repeat(steps, 1, 1, 1) for _, latent in seen])
             inputs = (x.repeat(len(seen), 1, 1, 1), sigma.repeat(len(seen)), captions, sources)
             return guided(self.network.dm(*inputs, recompute=self.recompute), *scales)
 
