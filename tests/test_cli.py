@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tiny_models import starter_janus, starter_showo
+from tiny_models import picture, starter_janus, starter_showo, starter_unigen
 from triptych import cli
 from triptych.arguments import flags_of
 from triptych.models import load
 from triptych.models.base import to_pictures
 from triptych.recipes import shapes_world
 from triptych.recipes.demo import DEMOS
-from triptych.trajectory import NoiseKey, Prompt, Sampling, Unmasking
+from triptych.trajectory import Denoising, NoiseKey, Prompt, Sampling, Unmasking
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,10 @@ TRAIN = "train demo --model tiny --steps 1 --prompts 2 --group 2 --evaluate-task
     ("line", "expected"),
     [
         ("trian", "no command 'trian'; did you mean train?"),
-        ("xyzzy", "no command 'xyzzy'; there are demo, train, eval, draw, ask, report, doctor, recipes"),
+        (
+            "xyzzy",
+            "no command 'xyzzy'; there are demo, train, eval, draw, edit, ask, report, doctor, recipes",
+        ),
         ("train", "which recipe? `triptych recipes` lists them"),
         ("train dmo", "no recipe called 'dmo'; did you mean demo?"),
         ("doctor dmo", "no recipe called 'dmo'; did you mean demo?"),
@@ -99,7 +102,8 @@ TRAIN = "train demo --model tiny --steps 1 --prompts 2 --group 2 --evaluate-task
         ),
         (
             "demo --model shwo",
-            "no starter called 'shwo'; there are janus, showo, unigen, or a model's folder or hub name",
+            "no starter called 'shwo'; there are janus, showo, unigen, unirl_zero, or a model's folder or hub"
+            " name",
         ),
         ("doctor --model", "--model: expected a value after it"),
         ("train demo --steps 0", "steps must be at least 1, got 0"),
@@ -115,6 +119,8 @@ TRAIN = "train demo --model tiny --steps 1 --prompts 2 --group 2 --evaluate-task
         ),
         ("eval", "not given: MODEL; see `triptych eval --help`"),
         ("draw tiny", "not given: PROMPT; see `triptych draw --help`"),
+        ("edit tiny", "not given: IMAGE, INSTRUCTION; see `triptych edit --help`"),
+        ("edit tiny p.png blue --out blue.gif", "--out blue.gif: drawings are saved as .png"),
         ("ask", "not given: MODEL, IMAGE, QUESTION; see `triptych ask --help`"),
         ("report", "not given: RUN; see `triptych report --help`"),
         ("recipes all", "not understood: all; `triptych recipes` takes nothing more"),
@@ -122,6 +128,11 @@ TRAIN = "train demo --model tiny --steps 1 --prompts 2 --group 2 --evaluate-task
         ("eval tiny --guidance -1", "guidance must be 0 or positive, got -1.0"),
         ("draw tiny square --unmask.steps 0", "unmask.steps must be at least 1, got 0"),
         ("draw tiny square --steps 8", "no setting --steps; did you mean --unmask.steps?"),
+        ("draw tiny square --denoise.steps 1", "denoise.steps must be at least 2 with 'flow', got 1"),
+        (
+            "eval tiny --denoise.noise ddpm",
+            "--denoise.noise: 'ddpm' is none of 'flow', 'dance', 'cps', 'ode'",
+        ),
         ("eval tiny --unmask.order sure", "--unmask.order: 'sure' is none of 'random', 'confidence'"),
         ("eval tiny --source-guidance -1", "source_guidance must be 0 or positive, got -1.0"),
         ("draw tiny square --n 0", "--n must be at least 1, got 0"),
@@ -207,7 +218,7 @@ def test_no_model_there(run: Callable[[str], Ended], line: str) -> None:
 def test_a_folder_that_is_some_other_model(run: Callable[[str], Ended]) -> None:
     Path("other").mkdir()
     Path("other/config.json").write_text('{"model_type": "gpt2"}')
-    opens = "other is a gpt2 model; this version opens janus, showo, unigen15"
+    opens = "other is a gpt2 model; this version opens janus, showo, unigen15, unirl_zero"
     assert _one_line(run("draw other square")) == opens
 
 
@@ -306,6 +317,7 @@ def test_an_unknown_sink(run: Callable[[str], Ended]) -> None:
         "train janus.lora --help",
         "train starters.janus --help",
         "draw --help",
+        "edit --help",
         "ask --help",
         "eval --help",
         "report --help",
@@ -345,7 +357,7 @@ def test_recipes_lists_what_can_be_trained(run: Callable[[str], Ended]) -> None:
 
 
 def test_listing_and_mistakes_do_not_import_torch() -> None:
-    for line in ("", "recipes", "train --help", "train dmo", "draw --help", "draw"):
+    for line in ("", "recipes", "train --help", "train dmo", "draw --help", "draw", "edit x"):
         program = (
             "import sys\nfrom triptych import cli\n"
             f"try:\n cli.main({shlex.split(line)!r})\nexcept SystemExit: pass\n"
@@ -380,6 +392,49 @@ def test_draw_samples_as_it_is_told(run: Callable[[str], Ended], tmp_path: Path)
     assert not np.array_equal(expected(), expected(unmask=unmask))
     refused = _one_line(run("draw masked 'a square' --source-guidance 2"))
     assert refused == "source_guidance is for edits, and showo cannot edit: leave it unset"
+
+
+def test_a_model_of_latents_draws_edits_answers_and_is_checked(run: Callable[[str], Ended]) -> None:
+    from tiny_unirl import starter_unirl  # diffusers is slow to import
+
+    starter_unirl().save_pretrained(Path("latent"))
+    model, prompt = load("latent"), "a square"
+    about = Sampling(denoise=Denoising(steps=3, noise="cps", level=0.5, shift=2.0), source_guidance=1.5)
+    flags = (
+        "--denoise.steps 3 --denoise.noise cps --denoise.level 0.5 --denoise.shift 2 --source-guidance 1.5"
+    )
+    Image.fromarray(picture(1).numpy()).save("source.png")
+    for command, asked in (
+        ("draw latent", Prompt.of(prompt)),
+        ("edit latent source.png", Prompt.of(picture(1), prompt)),
+    ):
+        drawn = model.generate_image([asked], about, [NoiseKey(0, 0, prompt, 0, "image")])
+        said = run(f"{command} '{prompt}' --n 1 --pixels 8 {flags}")
+        assert said == Ended(0, "1 drawings of 'a square': drawing.png\n", "")
+        assert np.array_equal(
+            np.array(Image.open("drawing.png")), to_pictures(model.decode(drawn))[0].numpy()
+        )
+    assert len(run("ask latent source.png 'what is this ?' --max-tokens 3").out.split()) <= 3
+    assert "ratio 1 holds" in run("doctor --model latent").out
+    refused = _one_line(run("draw latent square --temperature 0.5"))
+    assert refused == "unmask and temperature are for tokens, and unirl_zero draws latents: leave both unset"
+
+
+def test_edits_are_for_models_that_can(run: Callable[[str], Ended]) -> None:
+    starter_unigen().save_pretrained(Path("masked"))
+    Image.fromarray(picture(1).numpy()).save("source.png")
+    key = NoiseKey(0, 0, "red", 0, "image")
+    model = load("masked")
+    drawn = model.generate_image([Prompt.of(picture(1), "red")], Sampling(), [key])
+    assert run("edit masked source.png red --n 1 --pixels 8").code == 0
+    assert np.array_equal(np.array(Image.open("drawing.png")), to_pictures(model.decode(drawn))[0].numpy())
+    assert _one_line(run("edit tiny source.png red")) == "janus cannot edit; it can draw, read"
+    assert _one_line(run("edit masked gone.png red")).startswith("cannot read gone.png as a picture")
+
+
+def test_the_command_line_s_defaults_are_those_of_sampling() -> None:
+    for ours, theirs in ((cli.Unmask(), Unmasking()), (cli.Denoise(), Denoising())):
+        assert asdict(ours).items() <= asdict(theirs).items()
 
 
 def test_draw_and_ask_and_eval_do_what_they_say(run: Callable[[str], Ended]) -> None:

@@ -27,7 +27,8 @@ class FlowToy(UnifiedModel):
         told = torch.tensor([[len(prompt.text) / 20] for prompt in prompts])
 
         def velocity(x: Tensor, sigma: Tensor, step: Tensor) -> Tensor:
-            found: Tensor = self.network(torch.cat([x.flatten(1), sigma[:, None], told], 1))
+            rows = told.repeat(len(x) // len(told), 1)
+            found: Tensor = self.network(torch.cat([x.flatten(1), sigma[:, None], rows], 1))
             return found.view_as(x)
 
         return velocity

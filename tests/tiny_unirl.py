@@ -11,7 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from tiny_models import WORDS, picture
 from triptych.models.diffusion import SD3
+from triptych.models.latent_codec import AutoencoderCodec, PatchLatentCodec
 from triptych.models.tiny import TinyUniRLZero, tiny_unirl_zero
+from triptych.models.unirl_zero import UniRLZeroModel
 from triptych.models.unirl_zero_network import Columns, UniRLZeroNetwork
 from triptych.trajectory import Picture
 
@@ -41,17 +43,46 @@ def tiny_sizes() -> TinyUniRLZero:
 
 
 def with_sana(seed: int = 0) -> Made:
-    network, tokenizer = tiny_unirl_zero(WORDS, tiny_sizes(), seed)
-    return lively(network, seed), tokenizer
+    model = tiny_unirl_zero(WORDS, tiny_sizes(), patch_codec(), seed)
+    return lively(model.network, seed), model.tokenizer
 
 
 def with_sd3(seed: int = 0) -> Made:
-    network, tokenizer = tiny_unirl_zero(WORDS, tiny_sizes(), seed)
+    network, tokenizer = with_sana(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return lively(
             UniRLZeroNetwork(network.lm, SD3(sd3()), network.processor, network.layout), seed
         ), tokenizer
+
+
+def starter_unirl(seed: int = 0) -> UniRLZeroModel:
+    """As starters are: SANA, and a dictionary of patches."""
+    return told_of_sources(UniRLZeroModel(*with_sana(seed), patch_codec()), seed)
+
+
+def public_unirl(seed: int = 0) -> UniRLZeroModel:
+    """Of public parts: SD3, and its autoencoder."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        codec = AutoencoderCodec(variational_autoencoder())
+    return told_of_sources(UniRLZeroModel(*with_sd3(seed), codec), seed)
+
+
+@torch.no_grad()
+def told_of_sources(model: UniRLZeroModel, seed: int) -> UniRLZeroModel:
+    """Sources, whose way in starts at zero, count; and texts end now and then."""
+    weight = model.network.dm.source.weight
+    weight.copy_(0.5 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)))
+    model.network.get_input_embeddings().weight[model.end] *= 2
+    return model
+
+
+def patch_codec() -> PatchLatentCodec:
+    """Seven patches of 2 x 2 pixels, known by four numbers each."""
+    random = torch.Generator().manual_seed(0)
+    book, basis = (torch.rand(shape, generator=random) for shape in ((7, 12), (12, CHANNELS)))
+    return PatchLatentCodec(book, basis - 0.5, book.mean(0), torch.ones(CHANNELS))
 
 
 def sd3() -> SD3Transformer2DModel:
@@ -166,6 +197,29 @@ def inputs_of(made: Made, row: tuple[str, list[Picture]]) -> dict[str, Tensor]:
     inputs["input_ids"] = torch.tensor([wide])
     inputs["mm_token_type_ids"] = (inputs["input_ids"] == mark).int()
     return inputs
+
+
+@torch.no_grad()
+def plain_condition(made: Made, row: tuple[str, list[Tensor]], edit: bool) -> Tensor:
+    """Captions of one prompt through transformers' own model: its embeddings and positions, then queries."""
+    network = made[0]
+    inputs = inputs_of(made, row)
+    core = network.lm.model
+    ids, kinds = inputs["input_ids"], inputs["mm_token_type_ids"]
+    place, _ = core.get_rope_index(ids, kinds, inputs.get("image_grid_thw"))
+    embeds = core.get_input_embeddings()(ids)
+    if row[1]:
+        features = core.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
+        embeds[kinds.bool()] = torch.cat(features)
+    queries = (network.queries.edit if edit else network.queries.draw)[None]
+    after = place.max() + 1 + torch.arange(queries.shape[1])
+    hidden = core.language_model(
+        inputs_embeds=torch.cat([embeds, queries], 1),
+        position_ids=torch.cat([place, after.expand(3, 1, -1)], 2),
+        use_cache=False,
+    ).last_hidden_state
+    captions: Tensor = network.connector(hidden[:, -queries.shape[1] :])
+    return captions[0]
 
 
 def latents(rows: int, seed: int = 0) -> Tensor:

@@ -24,7 +24,7 @@ GAP, GREY = 8, 200
 
 if TYPE_CHECKING:
     from triptych.recipes.base import Recipe
-    from triptych.trajectory import Sampling
+    from triptych.trajectory import Picture, Prompt, Sampling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Where:
 
 
 def demo(arguments: Sequence[str]) -> None:
-    """Watch RL on a starter: triptych demo [--model janus|showo|unigen]."""
+    """Watch RL on a starter: triptych demo [--model NAME, e.g. showo]."""
     own = any(re.match("--(run|resume|overwrite)\\b", argument) for argument in arguments)
     _train("demo", arguments if own else ["--overwrite", *arguments])
 
@@ -124,6 +124,20 @@ class Unmask:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Denoise:
+    """How a model of latents denoises them; others have no use for it."""
+
+    steps: int = 10
+    """In how many steps."""
+    noise: Literal["flow", "dance", "cps", "ode"] = "flow"
+    """What puts noise back after a step; ode puts back none."""
+    level: float = 0.7
+    """How much of it."""
+    shift: float = 3.0
+    """Above 1 takes more of the steps at high noise."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Policy:
     """A model that draws, and how."""
 
@@ -136,17 +150,18 @@ class Policy:
     source_guidance: float | None = None
     """For edits: how far to go from the unconditional policy to the source picture's (None: as guidance)."""
     unmask: Unmask = Unmask()
+    denoise: Denoise = Denoise()
 
     def sampling(self) -> "Sampling":
         """The settings that the model understands; UserError for one that is out of range."""
-        from triptych.trajectory import Sampling, Unmasking
+        from triptych.trajectory import Denoising, Sampling, Unmasking
 
-        unmask = Unmasking(**dataclasses.asdict(self.unmask))
         return Sampling(
             temperature=self.temperature,
             guidance=self.guidance,
             source_guidance=self.source_guidance,
-            unmask=unmask,
+            unmask=Unmasking(**dataclasses.asdict(self.unmask)),
+            denoise=Denoising(**dataclasses.asdict(self.denoise)),
         )
 
 
@@ -184,14 +199,9 @@ class Eval(Policy):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Draw(Policy):
-    """Draw a prompt: triptych draw MODEL "a photo of two red squares".
+class Drawings(Policy):
+    """How many drawings, and where they go."""
 
-    Several times, side by side in one PNG.
-    """
-
-    prompt: Annotated[str, tyro.conf.Positional]
-    """What to draw."""
     n: int = 4
     """How many drawings."""
     seed: int = 0
@@ -201,23 +211,26 @@ class Draw(Policy):
     pixels: int = 256
     """Width of one drawing in the PNG; smaller ones are enlarged without smoothing."""
 
-    def __call__(self) -> None:
+    def check(self) -> None:
+        """UserError for numbers and names that fit nothing."""
         _at_least_one(self, "n", "pixels")
         if self.out.suffix.lower() != ".png":
             raise UserError(f"--out {self.out}: drawings are saved as .png")
 
+    def write(self, ability: str, prompt: "Prompt") -> None:
+        """Draw the prompt by a model that has the ability, and write the PNG."""
         import torch
         from PIL import Image
 
         from triptych.models import load
         from triptych.models.base import to_pictures
-        from triptych.trajectory import NoiseKey, Prompt
+        from triptych.trajectory import NoiseKey
 
         sampling = self.sampling()
         model = load(self.model)
-        model.require("draw")
-        keys = [NoiseKey(self.seed, 0, self.prompt, i, "image") for i in range(self.n)]
-        segment = model.generate_image([Prompt.of(self.prompt)] * self.n, sampling, keys)
+        model.require(ability)
+        keys = [NoiseKey(self.seed, 0, prompt.text, i, "image") for i in range(self.n)]
+        segment = model.generate_image([prompt] * self.n, sampling, keys)
         drawn = to_pictures(model.decode(segment))
         scale = max(1, self.pixels // drawn.shape[2])
         large = drawn.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)
@@ -225,7 +238,57 @@ class Draw(Policy):
         strip = torch.cat(list(spaced), dim=1)[:, :-GAP]
         self.out.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(strip.numpy()).save(self.out)
-        print(f"{self.n} drawings of {self.prompt!r}: {self.out}")
+        print(f"{self.n} drawings of {prompt.text!r}: {self.out}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Draw(Drawings):
+    """Draw a prompt: triptych draw MODEL "a photo of two red squares".
+
+    Several times, side by side in one PNG.
+    """
+
+    prompt: Annotated[str, tyro.conf.Positional]
+    """What to draw."""
+
+    def __call__(self) -> None:
+        self.check()
+
+        from triptych.trajectory import Prompt
+
+        self.write("draw", Prompt.of(self.prompt))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Edit(Drawings):
+    """Edit a picture: triptych edit MODEL IMAGE "make the ring blue".
+
+    Several times, side by side in one PNG.
+    """
+
+    image: Annotated[Path, tyro.conf.Positional]
+    """The picture's file; any size."""
+    instruction: Annotated[str, tyro.conf.Positional]
+    """What to change."""
+
+    def __call__(self) -> None:
+        self.check()
+
+        from triptych.trajectory import Prompt
+
+        self.write("edit", Prompt.of(_picture(self.image), self.instruction))
+
+
+def _picture(file: Path) -> "Picture":
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    try:
+        return torch.from_numpy(np.array(Image.open(file).convert("RGB")))
+    except OSError as error:
+        cause = error.strerror or "not a picture that can be read"
+        raise UserError(f"cannot read {file} as a picture: {cause}") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -247,18 +310,10 @@ class Ask:
     def __call__(self) -> None:
         _at_least_one(self, "max_tokens")
 
-        import numpy as np
-        import torch
-        from PIL import Image
-
         from triptych.models import load
         from triptych.trajectory import NoiseKey, Prompt, Sampling
 
-        try:
-            picture = torch.from_numpy(np.array(Image.open(self.image).convert("RGB")))
-        except OSError as error:
-            cause = error.strerror or "not a picture that can be read"
-            raise UserError(f"cannot read {self.image} as a picture: {cause}") from None
+        picture = _picture(self.image)
         model = load(self.model)
         model.require("read")
         sampling = Sampling(temperature=0, max_tokens=self.max_tokens)
@@ -305,11 +360,12 @@ def list_recipes(arguments: Sequence[str]) -> None:
         print(f"{name:<18} {summary}")
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None] | type[Eval | Draw | Ask | Report]] = {
+COMMANDS: dict[str, Callable[[Sequence[str]], None] | type[Eval | Draw | Edit | Ask | Report]] = {
     "demo": demo,
     "train": train,
     "eval": Eval,
     "draw": Draw,
+    "edit": Edit,
     "ask": Ask,
     "report": Report,
     "doctor": doctor,

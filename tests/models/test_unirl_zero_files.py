@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tiny_models import WORDS
-from tiny_unirl import Made, columns_of, latents, tiny_sizes, with_sana, with_sd3
+from tiny_unirl import Made, columns_of, latents, patch_codec, tiny_sizes, with_sana, with_sd3
 from triptych.errors import UserError
 from triptych.models.diffusion import Sana
+from triptych.models.latent_codec import PatchLatentCodec
 from triptych.models.tiny import THOUGHT_MARKS, TinyUniRLZero, tiny_unirl_zero
 from triptych.models.unirl_zero_network import UniRLZeroLayout, UniRLZeroNetwork
 from triptych.recipes import shapes_world
@@ -158,7 +159,7 @@ def test_public_parts_make_a_model_that_draws_as_its_expert_did(
     for part in ("lm", "dm.model"):
         old, new = (n.get_submodule(part).state_dict() for n in (made[0], network))
         assert old.keys() == new.keys() and all(torch.equal(old[key], new[key]) for key in old)
-    assert not network.dm.source.weight.any() and network.queries["draw"].shape == (5, 16)
+    assert not network.dm.source.weight.any() and network.queries.draw.shape == (5, 16)
     twin = UniRLZeroNetwork.assemble(qwen, diffusion, layout, seed=3)
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), twin.parameters(), strict=True))
     outcome(network, made)  # every buffer that is in no file has been computed
@@ -207,7 +208,7 @@ def test_the_published_sizes() -> None:
     merger = 1280 + 5120**2 + 5120 + 5120 * 2048 + 2048
     assert count(network.lm) == words + 36 * layer + 2048 + tower + merger == 3_754_622_976
     assert count(network.dm.model) == 1_604_462_752
-    assert [q.shape for q in network.queries.values()] == [(256, 2048)] * 2
+    assert [q.shape for q in network.queries.parameters()] == [(256, 2048)] * 2
     assert network.dm.captions == 2304 and network.dm.source.weight.shape == (2240, 32, 1, 1)
 
 
@@ -225,13 +226,16 @@ def count(module: torch.nn.Module) -> int:
 
 
 def test_a_starter_has_at_most_five_million_parameters() -> None:
-    network, tokenizer = tiny_unirl_zero(shapes_world.words(), TinyUniRLZero())
-    assert 4_000_000 < count(network) <= 5_000_000
-    assert len(tokenizer) == network.config.text_config.vocab_size
-    twin, _ = tiny_unirl_zero(shapes_world.words(), TinyUniRLZero())
-    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), twin.parameters(), strict=True))
+    book, basis = torch.rand(9, 48), torch.rand(48, 6)
+    codec = PatchLatentCodec(book, basis, book.mean(0), torch.ones(6))
+    model, twin = (tiny_unirl_zero(shapes_world.words(), TinyUniRLZero(), codec) for _ in range(2))
+    assert 4_000_000 < count(model.network) <= 5_000_000
+    assert len(model.tokenizer) == model.network.config.text_config.vocab_size
+    assert model.image_size == 32 and model.shape == (6, 8, 8)
+    both = zip(model.network.parameters(), twin.network.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in both)
 
 
 def test_tiny_models_of_one_seed_alone_are_alike() -> None:
-    one, two = (tiny_unirl_zero(WORDS, tiny_sizes(), seed)[0] for seed in (0, 1))
-    assert not torch.equal(one.queries["draw"], two.queries["draw"])
+    one, two = (tiny_unirl_zero(WORDS, tiny_sizes(), patch_codec(), seed).network for seed in (0, 1))
+    assert not torch.equal(one.queries.draw, two.queries.draw)

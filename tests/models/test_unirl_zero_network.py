@@ -8,7 +8,18 @@ import torch
 from torch import Tensor
 
 from tiny_models import picture
-from tiny_unirl import LOOK, Made, columns_of, ids_of, inputs_of, latents, texts, with_sana, with_sd3
+from tiny_unirl import (
+    LOOK,
+    Made,
+    columns_of,
+    ids_of,
+    inputs_of,
+    latents,
+    plain_condition,
+    texts,
+    with_sana,
+    with_sd3,
+)
 from triptych.errors import UserError
 from triptych.models import causal
 from triptych.models.unirl_zero_network import Columns, UniRLZeroNetwork
@@ -100,29 +111,6 @@ def test_a_mark_without_its_picture_is_an_error(pictures: list[Tensor]) -> None:
 
 
 # -- captions ----------------------------------------------------------------------------------------
-@torch.no_grad()
-def plain_condition(made: Made, row: tuple[str, list[Tensor]], edit: bool) -> Tensor:
-    """Captions of one prompt through transformers' own model: its embeddings and positions, then queries."""
-    network = made[0]
-    inputs = inputs_of(made, row)
-    core = network.lm.model
-    ids, kinds = inputs["input_ids"], inputs["mm_token_type_ids"]
-    place, _ = core.get_rope_index(ids, kinds, inputs.get("image_grid_thw"))
-    embeds = core.get_input_embeddings()(ids)
-    if row[1]:
-        features = core.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
-        embeds[kinds.bool()] = torch.cat(features)
-    queries = network.queries["edit" if edit else "draw"][None]
-    after = place.max() + 1 + torch.arange(queries.shape[1])
-    hidden = core.language_model(
-        inputs_embeds=torch.cat([embeds, queries], 1),
-        position_ids=torch.cat([place, after.expand(3, 1, -1)], 2),
-        use_cache=False,
-    ).last_hidden_state
-    captions: Tensor = network.connector(hidden[:, -queries.shape[1] :])
-    return captions[0]
-
-
 @torch.no_grad()
 def test_captions_are_those_of_each_prompt_alone() -> None:
     made = with_sana()

@@ -1,5 +1,6 @@
 """The policy learner on denoising steps: nothing above the models knows that they are no tokens."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 from tiny_flow import FlowToy
 from tiny_models import starter_janus
 from tiny_runs import distance, gradient, learner, weights
+from tiny_unirl import starter_unirl
 from triptych.errors import UserError
 from triptych.learn.policy_loss import PolicyLossConfig, PolicyMetrics
+from triptych.models.base import UnifiedModel
 from triptych.scenarios.base import RolloutSettings
 from triptych.train.optimizer import Optimizer, OptimizerConfig
 from triptych.train.policy import PolicyLearner
@@ -25,8 +28,10 @@ LOSSES = {
 }
 
 
-def flow_learner(loss: PolicyLossConfig, **settings: Any) -> PolicyLearner:
-    model = FlowToy()
+def flow_learner(
+    loss: PolicyLossConfig, build: Callable[[], UnifiedModel] = FlowToy, **settings: Any
+) -> PolicyLearner:
+    model = build()
     if loss.needs_reference:
         model.keep_reference()
     return learner(model, loss=loss, rollout=DRAW, **settings)
@@ -53,15 +58,17 @@ def test_policies_that_denoise_are_trained_by_the_same_learner(kind: str) -> Non
     assert any(not torch.equal(before[name], after) for name, after in weights(made.model).items())
 
 
-@pytest.mark.parametrize("kind", LOSSES)
-def test_the_gradient_does_not_depend_on_the_split(kind: str) -> None:
-    made = flow_learner(LOSSES[kind], micro_batch=100)
+@pytest.mark.parametrize(
+    ("kind", "build"), [*((kind, FlowToy) for kind in LOSSES), ("exact KL", starter_unirl)]
+)
+def test_the_gradient_does_not_depend_on_the_split(kind: str, build: Callable[[], UnifiedModel]) -> None:
+    made = flow_learner(LOSSES[kind], build, micro_batch=100)
     batch = made.collect(1)
     with torch.no_grad():
         for p in made.model.network.parameters():
             p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
     whole = gradient(made, batch)
-    split = flow_learner(LOSSES[kind], micro_batch=5)
+    split = flow_learner(LOSSES[kind], build, micro_batch=5)
     split.model = made.model
     assert whole.norm() > 1e-3 and distance(gradient(split, batch), whole) <= 1e-4
 

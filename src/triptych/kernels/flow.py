@@ -48,8 +48,12 @@ Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def schedule(denoise: Denoising) -> Tensor:
     """Noise levels ``[S + 1]`` fp32 from 1 to 0: even times, shifted to ``shift t / (1 + (shift - 1) t)``."""
-    time = torch.linspace(1, 0, denoise.steps + 1, dtype=torch.float64)
-    return _shifted(time, denoise.shift).float()
+    return shifted(torch.linspace(1, 0, denoise.steps + 1, dtype=torch.float64), denoise.shift).float()
+
+
+def shifted(time: Tensor, shift: float) -> Tensor:
+    """Times in [0, 1] moved to high noise by a ``shift`` above 1; 0 and 1 stay."""
+    return shift * time / (1 + (shift - 1) * time)
 
 
 def drawn_steps(keys: Sequence[NoiseKey], denoise: Denoising) -> Tensor:
@@ -112,7 +116,7 @@ def renoised(segment: Segment, keys: Sequence[NoiseKey], points: int) -> NoisedI
     drawn = uniforms([replace(key, segment=f"{key.segment}/times") for key in keys], points)
     time = (torch.arange(points) + drawn) / points
     shape = (len(segment), points, *clean.shape[1:])
-    sigmas = _shifted(time, segment.sampling.denoise.shift).to(clean)
+    sigmas = shifted(time, segment.sampling.denoise.shift).to(clean)
     return NoisedImageSegment(
         name=segment.name,
         context=segment.context,
@@ -125,15 +129,15 @@ def renoised(segment: Segment, keys: Sequence[NoiseKey], points: int) -> NoisedI
     )
 
 
-def velocities(segment: NoisedImageSegment, velocity: Velocity) -> Tensor:
-    """The velocity ``[B, A, ...]`` at each noised point, one call of ``velocity`` for each column."""
-    step = torch.zeros(len(segment), dtype=torch.long, device=segment.clean.device)
-    points = zip(segment.noised().unbind(1), segment.sigmas.unbind(1), strict=True)
-    return torch.stack([velocity(x, sigma, step) for x, sigma in points], 1)
-
-
-def _shifted(time: Tensor, shift: float) -> Tensor:
-    return shift * time / (1 + (shift - 1) * time)
+def velocities(segment: NoisedImageSegment, velocity: Velocity, *, at_once: int = 1) -> Tensor:
+    """The velocity ``[B, A, ...]`` at each noised point; ``at_once`` as in :func:`score`."""
+    columns = []
+    points = (x.split(at_once, 1) for x in (segment.noised(), segment.sigmas))
+    for x, sigma in zip(*points, strict=True):
+        step = torch.zeros(sigma.numel(), dtype=torch.long, device=sigma.device)
+        found = velocity(x.transpose(0, 1).flatten(0, 1), sigma.T.flatten(), step)
+        columns.append(found.unflatten(0, (-1, len(segment))).transpose(0, 1))
+    return torch.cat(columns, 1)
 
 
 def _wide(values: Tensor, like: Tensor) -> Tensor:
@@ -239,27 +243,31 @@ class FlowScores:
     kl: Tensor | None = None
 
 
-def score(segment: FlowImageSegment, velocity: Velocity, *, reference: Velocity | None = None) -> FlowScores:
-    """Score recorded steps, one call of ``velocity`` for each; at the recorded latents and noise levels.
+def score(
+    segment: FlowImageSegment, velocity: Velocity, *, reference: Velocity | None = None, at_once: int = 1
+) -> FlowScores:
+    """Score recorded steps at the recorded latents and noise levels.
 
+    A call of ``velocity`` computes ``at_once`` of them: all rows at one step, then all at the next.
     ``reference`` computes with the reference's weights by itself, and gives the KL to it.
     """
     if not segment.actions:
         raise UserError(
             f"segment {segment.name!r} was denoised without noise: it has no probabilities to score"
         )
-    rows = torch.arange(len(segment), device=segment.trained.device)
+    each = torch.arange(len(segment), device=segment.trained.device)
     columns: list[dict[str, Tensor]] = []
-    for action, step in enumerate(segment.trained.unbind(1)):
+    for steps, means in zip(*(x.split(at_once, 1) for x in (segment.trained, segment.means)), strict=True):
+        step, rows = steps.T.flatten(), each.repeat(steps.shape[1])
         x, there = segment.latents[rows, step], segment.latents[rows, step + 1]
         sigma, after = segment.sigmas[rows, step], segment.sigmas[rows, step + 1]
-        about = (sigma, after, segment.sigmas[:, 1], segment.sampling.denoise)
+        about = (sigma, after, segment.sigmas[rows, 1], segment.sampling.denoise)
         found = transition(x, velocity(x, sigma, step), *about)
         column = {"logp": found.logp(there), "entropy": found.entropy(), "std": found.std}
-        column |= {"old_kl": found.kl(segment.means[:, action]), "step_size": sigma - after}
+        column |= {"old_kl": found.kl(means.transpose(0, 1).flatten(0, 1)), "step_size": sigma - after}
         if reference is not None:
             with torch.no_grad():
                 other = transition(x, reference(x, sigma, step), *about)
             column["kl"] = found.kl(other.mean)
-        columns.append(column)
-    return FlowScores(**{name: torch.stack([c[name] for c in columns], 1) for name in columns[0]})
+        columns.append({name: value.view(-1, len(segment)).T for name, value in column.items()})
+    return FlowScores(**{name: torch.cat([c[name] for c in columns], 1) for name in columns[0]})

@@ -26,10 +26,10 @@ def branches(guidance: float, source_guidance: float | None = None) -> int:
 def guided(logits: Tensor, guidance: float, source_guidance: float | None = None) -> Tensor:
     """Mix ``[2B, ..., V]`` (conditional rows first, then unconditional) to ``u + s (c - u)`` ``[B, ..., V]``.
 
-    With ``guidance == 1`` the input has no unconditional rows and is returned as it is. With a
-    ``source_guidance`` s_I there are ``[3B, ..., V]``: between them come rows i that see a source picture
-    and no text, and the mix is ``u + s_I (i - u) + s (c - i)`` (UniGen-1.5, arXiv 2511.14760; after
-    InstructPix2Pix, arXiv 2211.09800).
+    Velocities of latents are mixed as logits are. With ``guidance == 1`` the input has no unconditional rows
+    and is returned as it is. With a ``source_guidance`` s_I there are ``[3B, ..., V]``: between them come
+    rows i that see a source picture and no text, and the mix is ``u + s_I (i - u) + s (c - i)`` (UniGen-1.5,
+    arXiv 2511.14760; after InstructPix2Pix, arXiv 2211.09800).
     """
     if source_guidance is not None:
         cond, source, uncond = logits.chunk(3)

@@ -1,7 +1,9 @@
 """Unified models behind one contract, and :func:`load`, which opens any of them."""
 
 import json
+from importlib import import_module
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -9,6 +11,13 @@ from triptych.errors import UserError
 from triptych.models.base import UnifiedModel
 
 STARTERS = "starters/"
+FAMILIES = {
+    "janus": "triptych.models.janus.JanusModel",
+    "showo": "triptych.models.showo.ShowoModel",
+    "unigen15": "triptych.models.unigen.UniGenModel",
+    "unirl_zero": "triptych.models.unirl_zero.UniRLZeroModel",
+}
+"""Which class opens a model, by what its ``config.json`` calls it; each is slow to import."""
 
 
 def load(name: str | Path, *, dtype: torch.dtype = torch.float32) -> UnifiedModel:
@@ -21,17 +30,8 @@ def load(name: str | Path, *, dtype: torch.dtype = torch.float32) -> UnifiedMode
 
 def family(name: str | Path) -> type[UnifiedModel]:
     """The class that opens a model, told by its ``config.json``; errors are those of :func:`load`."""
-    from triptych.models.janus import JanusModel
-    from triptych.models.showo import ShowoModel
-    from triptych.models.unigen import UniGenModel
-    from triptych.models.unigen_network import MODEL_TYPE
     from triptych.models.weights import find_file
 
-    families: dict[str, type[UnifiedModel]] = {
-        "janus": JanusModel,
-        "showo": ShowoModel,
-        MODEL_TYPE: UniGenModel,
-    }
     folder = resolve(str(name))
     try:
         about = folder if (Path(folder) / "config.json").exists() else base_of(Path(folder)) or folder
@@ -43,9 +43,10 @@ def family(name: str | Path) -> type[UnifiedModel]:
         ) from None
     # transformers writes model_type; the folders of diffusers, such as Show-o's, a class name
     kind = str(config.get("model_type") or config.get("_class_name", "unknown")).lower()
-    if kind not in families:
-        raise UserError(f"{name} is a {kind} model; this version opens {', '.join(families)}")
-    return families[kind]
+    if kind not in FAMILIES:
+        raise UserError(f"{name} is a {kind} model; this version opens {', '.join(FAMILIES)}")
+    room, _, found = FAMILIES[kind].rpartition(".")
+    return cast(type[UnifiedModel], getattr(import_module(room), found))
 
 
 def base_of(folder: Path) -> str | None:

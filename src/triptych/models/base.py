@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from triptych.errors import UserError
@@ -105,11 +106,12 @@ class UnifiedModel(nn.Module, ABC):
     ``network`` holds all weights. ``can`` says which of "read", "draw", "edit" the model does, which an
     instance may narrow where its files hold less; asking for another is an error. The model stays in eval
     mode for good: dropout in one of two passes would make the policy that is scored another one than the
-    policy that acted.
+    policy that acted. Layers whose names begin with ``tower`` never get adapters.
     """
 
     can: frozenset[str] = frozenset()
     name: ClassVar[str] = "model"
+    tower: ClassVar[str] = ""
     network: Any
 
     def __init__(self) -> None:
@@ -177,7 +179,10 @@ class UnifiedModel(nn.Module, ABC):
     # -- learning ----------------------------------------------------------------------------------
     @abstractmethod
     def supervised_loss(self, examples: Sequence[Example]) -> dict[str, LossSum]:
-        """Cross-entropy in nats a token, summed, by kind of target: "draw" and "read"."""
+        """Losses, summed, by kind of target, "draw" and "read": cross-entropy in nats a token.
+
+        Of a drawing that is denoised: the mean squared error of the velocity, one element a drawing.
+        """
 
     @abstractmethod
     def target_count(self, examples: Sequence[Example]) -> int:
@@ -191,7 +196,7 @@ class UnifiedModel(nn.Module, ABC):
         """Put adapters on the network and freeze all else but ``settings.full``; needs the extra ``lora``."""
         from triptych.models.lora import add_lora
 
-        add_lora(self.network, settings)
+        add_lora(self.network, settings, self.tower)
 
     # -- the reference -----------------------------------------------------------------------------
     def keep_reference(self, offload: bool = False) -> None:
@@ -289,3 +294,15 @@ def to_pictures(images: Tensor) -> Tensor:
 def from_pictures(pictures: Sequence[Picture]) -> Tensor:
     """uint8 ``[H, W, 3]`` each -> ``[B, 3, H, W]`` fp32 in [0, 1]."""
     return torch.stack(list(pictures)).permute(0, 3, 1, 2).float() / 255
+
+
+def fit(picture: Picture, size: int) -> Picture:
+    """The middle square of a picture, as the public code cuts it: the short side is resized first."""
+    if picture.shape[:2] == (size, size):
+        return picture
+    image = Image.fromarray(picture.numpy())
+    short = min(image.size)
+    image = image.resize([int(size * side / short) for side in image.size], Image.Resampling.BILINEAR)
+    left, top = (round((side - size) / 2) for side in image.size)
+    image = image.crop((left, top, left + size, top + size))
+    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(size, size, 3)

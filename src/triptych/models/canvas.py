@@ -24,7 +24,7 @@ from triptych.kernels import masked as kernel
 from triptych.kernels.noise import uniforms
 from triptych.models import causal
 from triptych.models.base import Example
-from triptych.models.rows import as_recorded
+from triptych.models.rows import as_recorded, times
 from triptych.trajectory import MaskedImageSegment, Sampling, Unmasking
 
 
@@ -135,14 +135,7 @@ def _mix(mixer: nn.Module, hidden: Tensor, first: int) -> Tensor:
 # -- learning to unmask ----------------------------------------------------------------------------------
 def mask_counts(examples: Sequence[Example], tokens: int) -> Tensor:
     """How many of N ``tokens`` each example hides, ``[B]``."""
-    return kernel.hidden_count(_times(examples), tokens)
-
-
-def _times(examples: Sequence[Example]) -> Tensor:
-    """``[B]``; drawn from its key where an example has none."""
-    drawn = uniforms([e.key for e in examples], 1)[:, 0].tolist()
-    times = [u if e.time is None else e.time for e, u in zip(examples, drawn, strict=True)]
-    return torch.tensor(times, dtype=torch.float64)
+    return kernel.hidden_count(times(examples), tokens)
 
 
 def target(examples: Sequence[Example], ids: Tensor) -> MaskedImageSegment:
@@ -151,7 +144,7 @@ def target(examples: Sequence[Example], ids: Tensor) -> MaskedImageSegment:
     Only hidden tokens count, each at its own position, as the estimator "random_mask" scores them.
     """
     places = uniforms([e.key for e in examples], 1 + ids.shape[1])[:, 1:]
-    hidden = kernel.random_mask(_times(examples), places).to(ids.device)
+    hidden = kernel.random_mask(times(examples), places).to(ids.device)
     recorded = as_recorded(examples, ids, hidden)
     recorded["sampling"] = Sampling(unmask=Unmasking(steps=1, estimator="random_mask"))
     once = torch.zeros_like(ids)

@@ -157,7 +157,7 @@ def autoregress(
     if sampling.denoise != Denoising():
         raise UserError("denoise is for latents, and these are tokens: leave it at its default")
     if sampling.source_guidance is not None:
-        raise UserError("source_guidance is for edits in masked tokens: leave it at its default")
+        raise UserError("source_guidance is for edits, and this is none: leave it unset")
     actions, start, new = uniforms.shape[1], valid.shape[1], prefix.shape[1]
     cache = past if past is not None else BufferCache(len(lm.layers), start + actions)
     mask: Tensor | None = opened(causal_mask(valid, new, prefix.dtype), seen)

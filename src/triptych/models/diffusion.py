@@ -26,7 +26,10 @@ TIMES = 1000
 
 
 class DiffusionExpert(nn.Module, ABC):
-    """``model``: the transformer under diffusers' names; ``source``: the way in for a source's latent."""
+    """``model``: the transformer under diffusers' names; ``source``: the way in for a source's latent.
+
+    It was made for latents of ``channels`` x ``side`` x ``side``.
+    """
 
     patches: ClassVar[str]
 
@@ -39,6 +42,7 @@ class DiffusionExpert(nn.Module, ABC):
             )
         self.model = model
         self.channels: int = config.in_channels
+        self.side: int = config.sample_size
         size, width = config.patch_size, config.num_attention_heads * config.attention_head_dim
         self.source = nn.Conv2d(self.channels, width, size, stride=size, bias=False)
         nn.init.zeros_(self.source.weight)

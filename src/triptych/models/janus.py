@@ -31,7 +31,7 @@ from triptych.models.lora import adapters, open_adapter, save_adapter
 from triptych.models.packed import packed, quick
 from triptych.models.patch_codec import PatchCodec
 from triptych.models.quiet import quiet
-from triptych.models.rows import answer_count, answers, as_recorded, left_padded, texts
+from triptych.models.rows import answer_count, answers, as_recorded, left_padded, mark, texts
 from triptych.trajectory import (
     NoiseKey,
     Picture,
@@ -112,13 +112,8 @@ class JanusModel(UnifiedModel):
         self.draw_tokens = (self.image_size // int(vision.patch_size)) ** 2
         self.vocabulary = int(network.config.text_config.vocab_size)
         self.codes = int(network.config.vq_config.num_embeddings)
-        self.begin_image, self.end = self._token(BEGIN_IMAGE), int(tokenizer.eos_token_id)
-
-    def _token(self, text: str) -> int:
-        token = self.tokenizer.convert_tokens_to_ids(text)
-        if not isinstance(token, int) or token == self.tokenizer.unk_token_id:
-            raise UserError(f"the tokenizer has no {text!r}: this is not a Janus tokenizer")
-        return token
+        self.begin_image, self.image = (mark(tokenizer, text, "Janus") for text in (BEGIN_IMAGE, IMAGE))
+        self.end = int(tokenizer.eos_token_id)
 
     # -- prompts -----------------------------------------------------------------------------------
     def _as_text(self, prompt: Prompt, draw: bool) -> str:
@@ -162,7 +157,7 @@ class JanusModel(UnifiedModel):
             return embeds
         core = self.network.model
         features = core.aligner(core.vision_model(self.pixels(pictures)).last_hidden_state)
-        place = (ids == self._token(IMAGE))[..., None].expand_as(embeds)
+        place = (ids == self.image)[..., None].expand_as(embeds)
         return embeds.masked_scatter(place, features.to(embeds.dtype))
 
     def pixels(self, pictures: Sequence[Picture]) -> Tensor:

@@ -22,16 +22,25 @@ def adapters(network: nn.Module) -> list[Any]:
     ]
 
 
-def add_lora(network: Any, settings: "LoraSettings") -> None:
-    """Freeze the network and add trainable adapters; raises if no layer matches."""
+def add_lora(network: Any, settings: "LoraSettings", tower: str = "") -> None:
+    """Freeze the network and add trainable adapters; raises if no layer matches.
+
+    Layers whose names begin with ``tower`` stay as they are, whatever they are called after that.
+    """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise UserError("LoRA needs peft: pip install 'triptych[lora]'") from None
+    targets = list(settings.targets)
+    if tower:
+        names = [name for name, _ in network.named_modules() if not name.startswith(tower)]
+        targets = [n for n in names if any(f".{n}".endswith(f".{target}") for target in settings.targets)]
+        if not targets:
+            raise UserError(f"LoRA found no layer to adapt: none is named {', '.join(settings.targets)}")
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
-        target_modules=list(settings.targets),
+        target_modules=targets,
         modules_to_save=list(settings.full) or None,
         base_model_name_or_path=str(network.config._name_or_path),
     )

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from triptych.errors import UserError
+from triptych.kernels.noise import uniforms
 from triptych.models.base import Example
 from triptych.trajectory import Sampling, TextSegment
 
@@ -25,6 +27,14 @@ def words(tokenizer: Any, text: str) -> list[int]:
     """A text's ids, without the tokenizer's own begin or end."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def mark(tokenizer: Any, text: str, title: str) -> int:
+    """The id of one of the marks that a tokenizer of ``title`` has."""
+    token = tokenizer.convert_tokens_to_ids(text)
+    if not isinstance(token, int) or token == tokenizer.unk_token_id:
+        raise UserError(f"the tokenizer has no {text!r}: this is not a {title} tokenizer")
+    return token
 
 
 def texts(tokenizer: Any, segment: TextSegment) -> list[str]:
@@ -59,3 +69,10 @@ def as_recorded(examples: Sequence[Example], ids: Tensor, mask: Tensor) -> dict[
         "mask": mask,
         "sampling": Sampling(),
     }
+
+
+def times(examples: Sequence[Example]) -> Tensor:
+    """How little is hidden of what each is to draw, ``[B]``; drawn first of its key where it does not say."""
+    drawn = uniforms([e.key for e in examples], 1)[:, 0].tolist()
+    found = [u if e.time is None else e.time for e, u in zip(examples, drawn, strict=True)]
+    return torch.tensor(found, dtype=torch.float64)

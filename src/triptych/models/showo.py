@@ -34,11 +34,13 @@ from triptych.errors import UserError
 from triptych.models import canvas, causal
 from triptych.models.base import LoraSettings
 from triptych.models.magvit2 import MagViT2Codec
-from triptych.models.masked_model import MaskedModel, Prefix, open_codec, open_tokenizer
+from triptych.models.masked_model import MaskedModel, open_codec
 from triptych.models.masked_network import DRAW, MARKS, READ
 from triptych.models.patch_codec import PatchCodec
 from triptych.models.rows import left_padded, words
 from triptych.models.showo_network import PAD, ShowoLayout, ShowoNetwork
+from triptych.models.weights import open_tokenizer
+from triptych.models.writing import Prefix
 from triptych.trajectory import Prompt, TokenSegment
 
 PROMPT_COLUMNS = 129
@@ -74,7 +76,7 @@ class ShowoModel(MaskedModel):
     def _canvas_prefix(self, prompts: Sequence[Prompt]) -> Prefix:
         rows = [self._asked(prompt) for prompt in prompts]
         ids, valid = (x.to(self.device) for x in left_padded(rows, int(self.tokenizer.pad_token_id)))
-        return Prefix(self.network.get_input_embeddings()(ids), valid)
+        return Prefix(self.network.decoder(), self.network.get_input_embeddings()(ids), valid)
 
     # -- reading -----------------------------------------------------------------------------------
     def _said(self, prompt: Prompt) -> list[int]:
@@ -119,10 +121,11 @@ class ShowoModel(MaskedModel):
 
     def _answer_prefix(self, prompts: Sequence[Prompt], room: int) -> Prefix:
         seen, ids, valid = self._question(prompts)
-        cache = causal.BufferCache(len(self.network.decoder().layers), valid.shape[1] + room)
+        decoder = self.network.decoder()
+        cache = causal.BufferCache(len(decoder.layers), valid.shape[1] + room)
         if seen.shape[1]:
             causal.run_layers(*self._look(seen), cache)
-        return Prefix(self.network.get_input_embeddings()(ids), valid, past=cache)
+        return Prefix(decoder, self.network.get_input_embeddings()(ids), valid, past=cache)
 
     def _written(self, segment: TokenSegment) -> Tensor:
         seen, ids, valid = self._question(segment.context)

@@ -27,12 +27,14 @@ from triptych.models.masked_network import MARKS, MaskedNetwork
 from triptych.models.patch_codec import PatchCodec, projected, standardised
 from triptych.models.showo import ShowoModel
 from triptych.models.showo_network import ShowoLayout, ShowoNetwork, phi_config
-from triptych.models.unigen import BEGIN_TURN, END_TURN, UniGenModel
+from triptych.models.unigen import UniGenModel
 from triptych.models.unigen_network import UniGenLayout, UniGenNetwork
 from triptych.models.word_tokenizer import word_tokenizer
+from triptych.models.writing import BEGIN_TURN, END_TURN
 
 if TYPE_CHECKING:
-    from triptych.models.unirl_zero_network import UniRLZeroNetwork
+    from triptych.models.latent_codec import LatentCodec
+    from triptych.models.unirl_zero import UniRLZeroModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,13 +268,14 @@ THOUGHT_MARKS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def tiny_unirl_zero(
-    words: Sequence[str], sizes: TinyUniRLZero, seed: int = 0
-) -> tuple["UniRLZeroNetwork", PreTrainedTokenizerFast]:
-    """A randomly initialised UniRL-Zero and its tokenizer, for any codec of its latents' sizes."""
+    words: Sequence[str], sizes: TinyUniRLZero, codec: "LatentCodec", seed: int = 0
+) -> "UniRLZeroModel":
+    """A randomly initialised UniRL-Zero, for a codec of ``sizes.channels`` numbers for each patch."""
     from diffusers import SanaTransformer2DModel  # slow to import, and for this model alone
 
     from triptych.models.connector import ConnectorSizes
     from triptych.models.diffusion import Sana
+    from triptych.models.unirl_zero import UniRLZeroModel
     from triptych.models.unirl_zero_network import UniRLZeroLayout, UniRLZeroNetwork
 
     special = [BEGIN_TURN, END_TURN, *LOOK_MARKS]
@@ -303,7 +306,8 @@ def tiny_unirl_zero(
         processor = Qwen2VLImageProcessorPil(
             patch_size=sizes.patch, size={"shortest_edge": pixels, "longest_edge": pixels}
         )
-        return UniRLZeroNetwork(lm, Sana(sana), processor, layout), tokenizer
+        network = UniRLZeroNetwork(lm, Sana(sana), processor, layout)
+    return UniRLZeroModel(network, tokenizer, codec)
 
 
 def _tiny_qwen(tokenizer: PreTrainedTokenizerFast, sizes: TinyUniRLZero) -> Qwen2_5_VLConfig:

@@ -37,7 +37,7 @@ D width.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -45,20 +45,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM, Siglip2VisionModel
 
-from triptych.errors import UserError
 from triptych.models import causal
-from triptych.models.base import LoraSettings
 from triptych.models.magvit2 import MagViT2Codec
-from triptych.models.masked_model import MaskedModel, Prefix, open_codec, open_tokenizer
+from triptych.models.masked_model import MaskedModel, open_codec
 from triptych.models.masked_network import BEGIN_IMAGE, DRAW, END_IMAGE, MARKS, READ
 from triptych.models.patch_codec import PatchCodec
-from triptych.models.rows import left_padded, words
+from triptych.models.rows import left_padded, mark, words
 from triptych.models.unigen_network import UniGenLayout, UniGenNetwork, cut, grow
-from triptych.models.weights import open_part
+from triptych.models.weights import open_part, open_tokenizer
+from triptych.models.writing import BEGIN_TURN, END_TURN, Prefix
 from triptych.trajectory import Prompt, TokenSegment
 
-BEGIN_TURN, END_TURN = "<|im_start|>", "<|im_end|>"
-TOWER = "vision_tower."
 PIXELS = 384
 
 
@@ -76,6 +73,7 @@ class UniGenModel(MaskedModel):
     can: frozenset[str] = frozenset({"read", "draw", "edit"})
     name: ClassVar[str] = "unigen"
     title: ClassVar[str] = "UniGen"
+    tower: ClassVar[str] = "vision_tower."
     network: UniGenNetwork
 
     def __init__(
@@ -83,7 +81,7 @@ class UniGenModel(MaskedModel):
     ) -> None:
         super().__init__(network, tokenizer, codec)
         self.layout = network.layout
-        self.marks |= {mark: self._token(mark) for mark in (BEGIN_TURN, END_TURN)}
+        self.marks |= {name: mark(tokenizer, name, self.title) for name in (BEGIN_TURN, END_TURN)}
         self.end = self.marks[END_TURN]
 
     # -- prompts as columns --------------------------------------------------------------------------
@@ -147,7 +145,7 @@ class UniGenModel(MaskedModel):
         if features:
             place = (valid & (ids == self.layout.mask_id))[..., None].expand_as(embeds)
             embeds = embeds.masked_scatter(place, torch.cat(features).to(embeds))
-        return Prefix(embeds, valid, seen)
+        return Prefix(self.network.decoder(), embeds, valid, seen)
 
     def _canvas_prefix(self, prompts: Sequence[Prompt]) -> Prefix:
         return self._prefix(prompts, draw=True)
@@ -167,15 +165,7 @@ class UniGenModel(MaskedModel):
         )
         return hidden[:, before.embeds.shape[1] - 1 :]
 
-    # -- learning, files -------------------------------------------------------------------------------
-    def add_lora(self, settings: LoraSettings) -> None:
-        """As elsewhere; the tower, whose layers have the same names, stays as it is."""
-        names = [name for name, _ in self.network.named_modules() if not name.startswith(TOWER)]
-        chosen = [n for n in names if any(f".{n}".endswith(f".{target}") for target in settings.targets)]
-        if not chosen:
-            raise UserError(f"LoRA found no layer to adapt: none is named {', '.join(settings.targets)}")
-        super().add_lora(replace(settings, targets=tuple(chosen)))
-
+    # -- files -----------------------------------------------------------------------------------------
     @classmethod
     def _open(cls, folder: str | Path, dtype: torch.dtype) -> Self:
         network = UniGenNetwork.load(folder, dtype)

@@ -67,6 +67,18 @@ class Columns:
     places: Tensor
 
 
+class Queries(nn.Module):
+    """What stands after a prompt to be drawn: ``draw [M, D]``, or for edits ``edit [M, D]``."""
+
+    def __init__(self, count: int, width: int, spread: float) -> None:
+        super().__init__()
+        self.draw, self.edit = (nn.Parameter(spread * torch.randn(count, width)) for _ in range(2))
+
+    def forward(self, edit: Tensor) -> Tensor:
+        """``edit [B]`` bool -> ``[B, M, D]``."""
+        return torch.where(edit[:, None, None], self.edit, self.draw)
+
+
 class UniRLZeroNetwork(nn.Module):
     """All weights: ``lm.*``, ``connector.*``, ``queries.draw``, ``queries.edit``, ``dm.*``: four groups."""
 
@@ -85,10 +97,7 @@ class UniRLZeroNetwork(nn.Module):
         self.layout = layout
         self.processor = processor
         self.lm = lm
-        start = {name: torch.randn(layout.queries, text.hidden_size) for name in ("draw", "edit")}
-        self.queries = nn.ParameterDict(
-            {n: nn.Parameter(text.initializer_range * x) for n, x in start.items()}
-        )
+        self.queries = Queries(layout.queries, text.hidden_size, text.initializer_range)
         self.connector = Connector(text.hidden_size, dm.captions, layout.connector)
         self.dm = dm
 
@@ -188,8 +197,7 @@ class UniRLZeroNetwork(nn.Module):
 
     def condition(self, columns: Columns, edit: Sequence[bool], *, recompute: bool = False) -> Tensor:
         """Captions ``[B, M, C]`` of prompts; rows in ``edit [B]`` ask with the queries for editing."""
-        which = torch.as_tensor(list(edit), device=self._device)[:, None, None]
-        asked = torch.where(which, self.queries["edit"], self.queries["draw"]).to(columns.embeds)
+        asked = self.queries(torch.tensor(list(edit), device=self._device)).to(columns.embeds)
         hidden = causal.teacher_forced(
             self.decoder(columns),
             torch.cat([columns.embeds, asked], dim=1),

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from triptych.errors import UserError
@@ -101,3 +102,13 @@ def open_part(kind: type[Any], folder: str | Path, dtype: torch.dtype) -> Any:
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{folder} lacks {len(missing)} tensors of {kind.__name__}: {', '.join(missing[:5])}")
     return model
+
+
+def open_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub name."""
+    try:
+        with quiet():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no tokenizer at {source}: {str(error).splitlines()[0]}") from None
+    return tokenizer

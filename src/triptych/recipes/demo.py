@@ -37,10 +37,19 @@ MASKED = replace(
     rollout=RolloutSettings(draw=Sampling(unmask=Unmasking(steps=8, trained=4))),
     optimizer=OptimizerConfig(lr=1.5e-4, warmup=5, decay=0.5),
 )
+# A denoising step's ratio is a geometric mean over the latent's dimensions: it moves far less than a token's.
+DENOISED = replace(
+    JANUS,
+    model="starters/unirl_zero",
+    loss=PolicyLossConfig(clip_low=1e-3, clip_high=1e-3),
+    optimizer=OptimizerConfig(lr=1e-4, warmup=5, decay=0.5),
+    ratio_tolerance=1e-4,
+)
 DEMOS = {
     "janus": JANUS,
     "showo": replace(MASKED, model="starters/showo"),
     "unigen": replace(MASKED, model="starters/unigen"),
+    "unirl_zero": DENOISED,
 }
 """The demo's settings for each starter, and for models of its family."""
 
@@ -48,8 +57,8 @@ DEMOS = {
 def demo(model: str = "janus") -> Recipe:
     """GRPO on a starter: draw, verify, and learn from the group (METHODS 4.4).
 
-    ``model`` names a starter ("janus", "showo", "unigen") or any other model, which then takes the place of
-    its family's starter. The recipe is called "demo", or for other families than Janus "demo-NAME".
+    ``model`` names a starter (a key of :data:`DEMOS`) or any other model, which then takes the place of its
+    family's starter. The recipe is called "demo", or for other families than Janus "demo-NAME".
     """
     name, where = model, f"starters/{model}"
     if model not in DEMOS:
