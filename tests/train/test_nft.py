@@ -10,6 +10,7 @@ from torch import Tensor
 from tiny_flow import FlowToy
 from tiny_models import starter_janus
 from tiny_runs import distance, equal, gradient, loop, redness, tasks, weights
+from tiny_unirl import starter_unirl
 from triptych.errors import UserError
 from triptych.kernels import flow
 from triptych.learn.diffusion_nft import DiffusionNFTConfig
@@ -79,7 +80,7 @@ def test_a_plain_loop_gives_the_same_loss() -> None:
             before = old._velocity(segment.context)(x, sigma, sigma)
             good = error(x - sigma * (0.5 * new + 0.5 * before), clean)
             bad = error(x - sigma * (1.5 * before - 0.5 * new), clean)
-            by_hand += float(q * good + (1 - q) * bad) * 5 / 0.5 / 24
+            by_hand += float((q * good + (1 - q) * bad).detach()) * 5 / 0.5 / 24
     assert total == pytest.approx(by_hand, rel=1e-5)
 
 
@@ -137,3 +138,16 @@ def test_what_cannot_be_is_refused() -> None:
     learner = made(starter_janus(), rollout=RolloutSettings())
     with pytest.raises(UserError, match="holds no latents but token_image actions"):
         gradient(learner, learner.collect(1))
+
+
+def test_a_diffusion_expert_is_taught(tmp_path: Path) -> None:
+    learner = made(starter_unirl(), steps=2, nft=DiffusionNFTConfig(times=3))
+    batch = learner.collect(1)
+    whole = gradient(learner, batch)
+    assert learner.ratio_error == 0 and whole.norm() > 0
+    by_kind = {
+        name: any(p.grad is not None and p.grad.any() for p in ps)
+        for name, ps in learner.model.parameter_groups().items()
+    }
+    assert by_kind == {"lm": True, "connector": True, "queries": True, "dm": True}
+    loop(learner, tmp_path).run()
