@@ -17,6 +17,7 @@ SUMMARIES = {
     "starters.janus.refine": "the starter's second part: mostly drawing, then publish it",
     "starters.showo": "train the Show-o starter from nothing",
     "starters.unigen": "train the UniGen starter from nothing",
+    "starters.unirl_zero": "train the UniRL-Zero starter from nothing",
 }
 """Every shipped recipe: the name that the command line takes, and one line about it."""
 
@@ -33,6 +34,7 @@ def recipes() -> dict[str, "Callable[[], Recipe]"]:
         "starters.janus.refine": starters.janus_refine,
         "starters.showo": starters.showo,
         "starters.unigen": starters.unigen,
+        "starters.unirl_zero": starters.unirl_zero,
     }
 
 

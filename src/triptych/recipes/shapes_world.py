@@ -7,7 +7,7 @@ examples and callables, and could be pointed at any other source of them.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from triptych.shapes.questions import answer_matches, test_questions, train_ques
 from triptych.shapes.scenes import sample_scene
 from triptych.shapes.verifier import background_drift, detect
 from triptych.trajectory import NoiseKey, Picture, Prompt, Sample, Task
+
+if TYPE_CHECKING:
+    from triptych.models.latent_codec import PatchLatentCodec
 
 CODEC_SCENES = 20_000
 RL_WEIGHTS = {
@@ -189,9 +192,20 @@ def _read(rng: np.random.Generator) -> Example:
 @cache
 def codec(codes: int, seed: int = 0) -> PatchCodec:
     """The patch dictionary of the training split's pictures."""
+    return fit(_codec_pictures(seed), codes)
+
+
+def latent_codec(codes: int, channels: int, seed: int = 0) -> "PatchLatentCodec":
+    """``channels`` numbers a patch, of the same pictures, decoded by that dictionary."""
+    from triptych.models.latent_codec import PatchLatentCodec  # brings diffusers, slow to import
+
+    return PatchLatentCodec.fit(codec(codes, seed), _codec_pictures(seed), channels)
+
+
+def _codec_pictures(seed: int) -> Tensor:
     rng = np.random.default_rng([seed, 3])
     scenes = [sample_scene(train_prompt(rng), rng) for _ in range(CODEC_SCENES)]
-    return fit(as_images([picture_of(s) for s in scenes]), codes)
+    return as_images([picture_of(s) for s in scenes])
 
 
 def as_images(pictures: Sequence[Picture]) -> Tensor:

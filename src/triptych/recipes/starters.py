@@ -3,7 +3,8 @@
 import json
 import platform
 import shutil
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,16 @@ import torch
 from triptych.errors import UserError
 from triptych.models import load, starters_folder
 from triptych.models.base import UnifiedModel
-from triptych.models.tiny import TinyJanus, TinyShowo, TinyUniGen, tiny_janus, tiny_showo, tiny_unigen
+from triptych.models.tiny import (
+    TinyJanus,
+    TinyShowo,
+    TinyUniGen,
+    TinyUniRLZero,
+    tiny_janus,
+    tiny_showo,
+    tiny_unigen,
+    tiny_unirl_zero,
+)
 from triptych.models.unigen import UniGenModel
 from triptych.recipes import SUMMARIES, shapes_world
 from triptych.recipes.base import Parts, Recipe
@@ -24,12 +34,15 @@ from triptych.train.run_directory import versions
 from triptych.train.supervised import SupervisedConfig, SupervisedLearner
 from triptych.trajectory import Sampling
 
+Sizes = TinyJanus | TinyShowo | TinyUniGen | TinyUniRLZero
 LOCAL = """MAGViT-v2, and in locality: before each layer a depthwise 3 x 3 convolution over the image
 tokens is added to them (`local.*`; `"local": true` in `config.json`). All else is the public layout."""
 DIFFERENCES = {
     "janus": """the VQ autoencoder, whose weights this folder therefore lacks. Everything else is the public
 layout; plain transformers opens it, reads with it and draws the same token ids.""",
     "showo": LOCAL,
+    "unirl_zero": """DC-AE: a latent holds six principal components of each patch, and is decoded to the
+dictionary's nearest entry. All else is built of the public classes.""",
     "unigen": f"""{LOCAL}
 Its SigLIP2 tower is small, and was trained with the rest: there is none of this size to take over. Further
 training leaves it frozen, as the paper does.""",
@@ -40,15 +53,17 @@ training leaves it frozen, as the paper does.""",
 class StarterConfig(SupervisedConfig):
     """Supervised training: ``read_share`` of a batch are questions, ``edit_share`` edits, the rest drawings.
 
+    ``more`` has the shares of further kinds, see :func:`triptych.recipes.shapes_world.examples`.
     In the ``read_first`` first steps more are questions (:data:`triptych.recipes.shapes_world.READ_FIRST`).
     It starts from nothing, or from ``model`` where that is set. ``folder`` is where the starter is written;
     empty means its place among Triptych's own.
     """
 
-    sizes: TinyJanus | TinyShowo | TinyUniGen = TinyJanus()
+    sizes: Sizes = TinyJanus()
     read_share: float = 0.5
     read_first: int = 0
     edit_share: float = 0.0
+    more: Mapping[str, float] = field(default_factory=dict)
     folder: str = ""
 
     def __post_init__(self) -> None:
@@ -123,6 +138,29 @@ def unigen() -> Recipe:
     return replace(first, name="starters.unigen", summary=SUMMARIES["starters.unigen"], config=config)
 
 
+def unirl_zero() -> Recipe:
+    """The UniRL-Zero starter: flow matching for its diffusion expert, words for its language expert."""
+    first = janus()
+    assert isinstance(first.config, StarterConfig)
+    config = replace(
+        first.config,
+        sizes=TinyUniRLZero(),
+        steps=3000,
+        batch=96,
+        micro_batch=96,
+        read_share=0.2,
+        read_first=300,
+        edit_share=0.06,
+        more=dict(problem=0.04, question=0.04, rewrite=0.04, vague=0.06, critique=0.1, redraw=0.04),
+        optimizer=OptimizerConfig(kind="muon", lr=1e-3, muon_lr=0.02, warmup=100, decay=0.5),
+        evaluate_every=600,
+        checkpoint_every=200,
+    )
+    return replace(
+        first, name="starters.unirl_zero", summary=SUMMARIES["starters.unirl_zero"], config=config
+    )
+
+
 def _model(config: StarterConfig) -> UnifiedModel:
     made = load(config.model) if config.model else _fresh(config.sizes, config.seed)
     if isinstance(made, UniGenModel):
@@ -130,7 +168,10 @@ def _model(config: StarterConfig) -> UnifiedModel:
     return made
 
 
-def _fresh(sizes: TinyJanus | TinyShowo, seed: int) -> UnifiedModel:
+def _fresh(sizes: Sizes, seed: int) -> UnifiedModel:
+    if isinstance(sizes, TinyUniRLZero):
+        latents = shapes_world.latent_codec(sizes.codes, sizes.channels, seed)
+        return tiny_unirl_zero(shapes_world.words(edits=True, reasoning=True), sizes, latents, seed)
     codec = shapes_world.codec(sizes.codes, seed)
     if isinstance(sizes, TinyUniGen):
         return tiny_unigen(shapes_world.words(edits=True), sizes, codec, seed)
@@ -141,7 +182,7 @@ def _fresh(sizes: TinyJanus | TinyShowo, seed: int) -> UnifiedModel:
 
 def _build(config: StarterConfig) -> Parts:
     examples = shapes_world.examples(
-        config.batch, config.read_share, config.seed, config.edit_share, config.read_first
+        config.batch, config.read_share, config.seed, config.edit_share, config.read_first, config.more
     )
     return Parts(
         model=lambda: _model(config),
@@ -173,8 +214,11 @@ def _card(run: Path, config: StarterConfig, summary: dict[str, Any], model: Unif
         else ""
     )
     does = "draws, reads and edits" if edits else "draws and reads"
-    unmask = Sampling().unmask
-    steps = f", {unmask.steps} steps, {unmask.order} order" if isinstance(config.sizes, TinyShowo) else ""
+    unmask, denoise = Sampling().unmask, Sampling().denoise
+    if isinstance(config.sizes, TinyShowo):
+        steps = f", {unmask.steps} steps, {unmask.order} order"
+    else:
+        steps = f", {denoise.steps} steps" if isinstance(config.sizes, TinyUniRLZero) else ""
     made = [_made(each) for each in runs]
     curve = [
         f"| {part} | {e['step']} | {e['score']:.1%} | {e['heldout']['understanding']:.1%} |"
@@ -207,8 +251,8 @@ Made on {date.today().isoformat()}, {torch.get_num_threads()} CPU threads
 |---|---|---|---|
 {chr(10).join(curve)}
 
-It differs from the public model in its codec: a dictionary of 4 x 4 patches (`codec.safetensors`) in
-place of {DIFFERENCES[model.name]}
+It differs from the public model in its codec: a dictionary of 4 x 4 patches in place of
+{DIFFERENCES[model.name]}
 """
 
 
