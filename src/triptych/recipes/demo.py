@@ -25,7 +25,7 @@ JANUS = PolicyConfig(
     group=8,
     learn_from=4,
     attention="eager",
-    optimizer=OptimizerConfig(lr=6e-4, warmup=5, decay=0.5),
+    optimizer=OptimizerConfig(lr=6e-4, warmup=5, decay=1.0),
     # On the trained starter the mean error is 1e-7 and the largest of 16,384 actions up to 2e-4, of a
     # clip range of 0.2: attention there is sharper than in a random model, and amplifies rounding.
     ratio_tolerance=1e-3,
