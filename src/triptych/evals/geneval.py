@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from triptych.evals.intervals import Interval, combined, wilson
+from triptych.evals.intervals import Interval, combined, share
 
 Box = tuple[float, float, float, float]
 # One line of GenEval's jsonl: tag, include[class, count, color?, position?], exclude[class, count]?, prompt.
@@ -205,6 +205,5 @@ def summarise(verdicts: Sequence[Verdict], metadatas: Sequence[Metadata]) -> dic
 
 
 def _row(verdicts: Sequence[Verdict]) -> dict[str, float]:
-    share = wilson(sum(v.correct for v in verdicts), len(verdicts))
     dense = sum(v.score for v in verdicts) / max(len(verdicts), 1)
-    return {"n": len(verdicts), **dict(zip(_SHARE, share, strict=True)), "dense": dense}
+    return {**share(sum(v.correct for v in verdicts), len(verdicts)), "dense": dense}
