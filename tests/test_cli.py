@@ -73,7 +73,10 @@ TRAIN = "train demo --model tiny --steps 1 --prompts 2 --group 2 --evaluate-task
     ("line", "expected"),
     [
         ("trian", "no command 'trian'; did you mean train?"),
-        ("xyzzy", "no command 'xyzzy'; there are demo, train, eval, draw, ask, report, doctor, recipes"),
+        (
+            "xyzzy",
+            "no command 'xyzzy'; there are demo, train, eval, draw, ask, quiz, report, doctor, recipes",
+        ),
         ("train", "which recipe? `triptych recipes` lists them"),
         ("train dmo", "no recipe called 'dmo'; did you mean demo?"),
         ("doctor dmo", "no recipe called 'dmo'; did you mean demo?"),

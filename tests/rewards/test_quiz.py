@@ -1,5 +1,7 @@
 """The graded answer: a table of answers, each with what it should be worth."""
 
+from itertools import pairwise
+
 import pytest
 
 from tiny_models import picture
@@ -136,9 +138,7 @@ def test_a_user_s_words_count() -> None:
 def test_the_answer_that_comes_with_a_prompt_is_worth_everything(tag: str) -> None:
     rows = [row for row in make_quiz(120, Lexicon(CLASSES), seed=3) if row["tag"] == tag]
     assert len(rows) == 20 and all(grade(row["answer"], row) == 1 for row in rows)
-    assert all(
-        grade(a["answer"], b) < 1 for a, b in zip(rows, rows[1:], strict=False) if a["answer"] != b["answer"]
-    )
+    assert all(grade(a["answer"], b) < 1 for a, b in pairwise(rows) if a["answer"] != b["answer"])
 
 
 def test_what_has_no_quiz_is_unscored() -> None:

@@ -52,12 +52,8 @@ RL_WEIGHTS = {
     "color_attr": 0.35,
 }
 """How often reinforcement learning sees each tag: those that a starter has still to learn, most."""
-HELDOUT = {
-    "right_but_misread": "right_but_misread",
-    "read_but_misdrawn": "read_but_misdrawn",
-    "shuffled": "shuffled_answers",
-}
-"""What of a self-quiz no reward sees, and what reports call it."""
+UNSEEN = ("right_but_misread", "read_but_misdrawn", "shuffled_answers")
+"""What of a self-quiz no reward sees."""
 UNCONDITIONAL = 0.1
 """Share of drawing examples whose prompt is dropped, for guidance."""
 READ_FIRST = 0.6
@@ -234,10 +230,11 @@ def evaluation(
     ``heldout``: "understanding" (answers about rendered held-out scenes, ``questions`` of them but never more
     than ``tasks``), "edit" (held-out edits, as many as ``edits`` but never more than ``tasks``, right by the
     official rule), "diversity" (of drawings of one prompt), "background_drift" (mean distance of drawings'
-    backgrounds from the world's), and of at most ``quiz`` drawings "right_but_misread", "read_but_misdrawn"
-    (:func:`triptych.evals.imbalance.imbalance`; absent where nothing was right) and "shuffled_answers"
-    (:func:`triptych.evals.collusion.self_quiz`). Their intervals are in ``quiz``. With ``screening`` it draws :func:`screening_tasks`: settings are chosen on
-    those, and claims are made on :func:`test_tasks`.
+    backgrounds from the world's). Of at most ``quiz`` drawings, evenly chosen, "right_but_misread" and
+    "read_but_misdrawn" (:func:`triptych.evals.imbalance.imbalance`) and "shuffled_answers"
+    (:func:`triptych.evals.collusion.self_quiz`), each absent where there is nothing to take a share of; the
+    summary's ``quiz`` has their intervals. With ``screening`` it draws :func:`screening_tasks`: settings are
+    chosen on those, and claims are made on :func:`test_tasks`.
     """
     drawn = (screening_tasks if screening else test_tasks)(tasks)
 
@@ -261,9 +258,7 @@ def evaluation(
             )
             rendered = share(heldout["understanding"] * asked, asked)
             quizzes["quiz"] = {**found_quiz, "rendered": rendered}
-            heldout |= {
-                HELDOUT[k]: row["score"] for k, row in found_quiz.items() if k in HELDOUT and row["n"]
-            }
+            heldout |= {name: found_quiz[name]["score"] for name in UNSEEN if found_quiz[name]["n"]}
         if "edit" in model.can:
             edited = evaluate_drawing(model, Edit(), edit_tasks(min(edits, tasks)), verdict, settings)
             heldout["edit"] = edited.summary["score"]
