@@ -270,7 +270,7 @@ class Ask:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quiz:
-    """Write prompts, each with a question and its answer: triptych quiz OUT.jsonl.
+    """Write prompts with questions and answers: triptych quiz OUT.jsonl.
 
     For training by self-quiz: GenEval's six kinds of prompts, one a line in its own format.
     """
