@@ -84,7 +84,11 @@ def reinforced(recipe: Recipe, run: Path) -> Row:
         "seed": recipe.config.seed,
         "before": before,
         "right": drawn(str(run), draw),
-        "unseen": {name: (first["heldout"][name], last["heldout"][name]) for name in first["heldout"]},
+        "unseen": {
+            name: (first["heldout"][name], last["heldout"][name])
+            for name in first["heldout"]
+            if name in last["heldout"]
+        },
         "seconds": summary["rl_seconds"],
         "steps": summary["steps"],
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,

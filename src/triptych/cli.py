@@ -4,6 +4,7 @@ Rooms are imported by the command that needs them: torch takes seconds, `triptyc
 """
 
 import dataclasses
+import json
 import os
 import re
 import sys
@@ -322,6 +323,46 @@ class Ask:
         print(model.texts(answer)[0])
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quiz:
+    """Write prompts with questions and answers: triptych quiz OUT.jsonl.
+
+    For training by self-quiz: GenEval's six kinds of prompts, one a line in its own format.
+    """
+
+    out: Annotated[Path, tyro.conf.Positional]
+    """Where to write them, as JSON lines."""
+    objects: Path | None = None
+    """A file of classes, one a line, synonyms after a colon (None: GenEval's 80 classes)."""
+    n: int = 1000
+    """How many prompts."""
+    exclude: Path | None = None
+    """A file of prompts that must not be among them, JSON lines with a field "prompt" or plain text."""
+    variants: bool = False
+    """Ask each question in one of several wordings, instead of always the same."""
+    seed: int = 0
+    """Decides the prompts."""
+
+    def __call__(self) -> None:
+        _at_least_one(self, "n")
+
+        from triptych.evals import quiz
+        from triptych.evals.lexicon import Lexicon
+        from triptych.evals.prompts import CLASSES
+
+        objects, synonyms = quiz.read_objects(self.objects) if self.objects else (CLASSES, ())
+        excluded = quiz.read_prompts(self.exclude) if self.exclude else ()
+        lexicon = Lexicon(objects, synonyms=synonyms)
+        rows = quiz.make_quiz(self.n, lexicon, excluded=excluded, seed=self.seed, variants=self.variants)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self.out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+        print(f"{len(rows)} prompts with questions and answers: {self.out}")
+        if not self.exclude:
+            print(
+                "benchmark prompts may be among them: name GenEval's evaluation_metadata.jsonl by --exclude"
+            )
+
+
 # -- looking ---------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
@@ -360,13 +401,14 @@ def list_recipes(arguments: Sequence[str]) -> None:
         print(f"{name:<18} {summary}")
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None] | type[Eval | Draw | Edit | Ask | Report]] = {
+COMMANDS: dict[str, Callable[[Sequence[str]], None] | type[Eval | Draw | Edit | Ask | Quiz | Report]] = {
     "demo": demo,
     "train": train,
     "eval": Eval,
     "draw": Draw,
     "edit": Edit,
     "ask": Ask,
+    "quiz": Quiz,
     "report": Report,
     "doctor": doctor,
     "recipes": list_recipes,

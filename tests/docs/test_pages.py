@@ -18,7 +18,14 @@ SHELL = [
     for i, line in enumerate(commands(block))
 ]
 PLACEHOLDERS = {"S": "0"}
-KINDS = {"eval": cli.Eval, "draw": cli.Draw, "edit": cli.Edit, "ask": cli.Ask, "report": cli.Report}
+KINDS = {
+    "eval": cli.Eval,
+    "draw": cli.Draw,
+    "edit": cli.Edit,
+    "ask": cli.Ask,
+    "quiz": cli.Quiz,
+    "report": cli.Report,
+}
 
 
 def check(line: str) -> None:

@@ -33,7 +33,7 @@ def test_the_example_trains_and_credits_each_segment_with_its_own_reward(
     monkeypatch.syspath_prepend(tmp_path)
     put_starter(tmp_path)
     try:
-        assert run_page(PAGE, tmp_path) == 2
+        assert run_page(PAGE, tmp_path) == 3
     finally:
         sys.modules.pop("self_quiz", None)
 

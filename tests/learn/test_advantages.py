@@ -7,6 +7,7 @@ import torch
 
 from triptych.errors import UserError
 from triptych.learn.advantages import AdvantageConfig, group_advantages, normalised_sum, widest
+from triptych.learn.policy_loss import Denominators, PolicyLossConfig, policy_terms, total_loss
 
 NAN = math.nan
 PLAIN = AdvantageConfig(eps=0.0, clip=None)
@@ -105,3 +106,42 @@ def test_the_kept_samples_spread_most_of_all_subsets(keep: int) -> None:
         assert float(rewards[kept].var(correction=0)) == pytest.approx(best, rel=1e-5)
     assert not chosen[[1, 6]].any()
     assert widest(torch.full((3,), NAN), ["a"] * 3, 2).sum() == 0
+
+
+def test_self_grpo_s_weights_by_hand() -> None:
+    rewards = torch.tensor([0.0, 1.0, 0.5, NAN, 3.0, 3.0, NAN, 2.0])
+    groups = ["a", "b", "a", "a", "b", "b", "c", "d"]
+    found = group_advantages(rewards, groups, AdvantageConfig(kind="softmax", alpha=2.0))
+    one = math.exp(2.0 * 0.25) + math.exp(-2.0 * 0.25)  # group a: 0 and 0.5, mean 0.25
+    three = math.exp(2.0 * (1 - 7 / 3)) + 2 * math.exp(2.0 * (3 - 7 / 3))  # group b: 1, 3 and 3
+    expected = [
+        2 * math.exp(-0.5) / one,
+        3 * math.exp(2.0 * (1 - 7 / 3)) / three,
+        2 * math.exp(0.5) / one,
+        0,
+        *[3 * math.exp(2.0 * (3 - 7 / 3)) / three] * 2,
+        0,
+        0,
+    ]
+    assert found.values.tolist() == pytest.approx(expected, rel=1e-6)
+    equal = group_advantages(torch.full((4,), 0.3), ["a"] * 4, AdvantageConfig(kind="softmax"))
+    assert equal.values.tolist() == [0, 0, 0, 0] and equal.dead.all()
+    with pytest.raises(UserError, match="alpha must be positive"):
+        AdvantageConfig(alpha=0.0)
+
+
+def test_self_grpo_s_loss_is_its_formula() -> None:
+    logp = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    mask = torch.arange(5) < torch.tensor([5, 3, 1, 4, 5, 2])[:, None]
+    rewards, groups = torch.tensor([0.1, 0.9, 0.4, 0.0, 1.0, 1.0]), ["a", "a", "a", "b", "b", "b"]
+    found = group_advantages(rewards, groups, AdvantageConfig(kind="softmax", alpha=3.0))
+    config = PolicyLossConfig(objective="no_clip", aggregation="sequence")
+    terms = policy_terms(logp, logp.detach(), found.values, mask, config, scored=found.scored)
+    counts = Denominators.count(terms.policy_mask, terms.mask, config)
+    [gradient] = torch.autograd.grad(total_loss(terms, config, counts), logp)
+    means = (logp * mask).sum(1) / mask.sum(1)
+    losses = [
+        -(torch.softmax(3.0 * r, 0) * m).sum() for r, m in zip(rewards.split(3), means.split(3), strict=True)
+    ]
+    [expected] = torch.autograd.grad(torch.stack(losses).mean(), logp)
+    torch.testing.assert_close(gradient, expected)

@@ -67,7 +67,12 @@ def test_demo(tmp_path: Path, few_scenes: None) -> None:
     found = run(made, tmp_path / "run")
     assert found["metrics"]["episodes"] == 9 and found["metrics"]["ratio_error"] <= 1e-5
     assert found["n_prompts"] == 6
-    assert set(found["heldout_after"]) == {"diversity", "background_drift", "understanding"}
+    assert set(found["heldout_after"]) == {
+        "diversity",
+        "background_drift",
+        "understanding",
+        "shuffled_answers",
+    }
     assert learned(made, tmp_path / "run")
     pictures = list((tmp_path / "run" / "samples" / "step_000001").glob("*.png"))
     assert len(pictures) == 9

@@ -106,11 +106,18 @@ def read_accuracy(
     settings: RolloutSettings,
 ) -> float:
     """Share of questions about pictures that the model answers right, read greedily."""
+    answers = read_answers(model, questions, settings)
+    return sum(is_right(i, answer) for i, answer in enumerate(answers)) / len(questions)
+
+
+def read_answers(
+    model: UnifiedModel, questions: Sequence[tuple[Picture, str]], settings: RolloutSettings
+) -> list[str]:
+    """The model's answers to questions about pictures, read greedily."""
     greedy = Sampling(temperature=0, max_tokens=settings.write.max_tokens)
-    right = 0
+    answers: list[str] = []
     for i in range(0, len(questions), settings.batch):
         part = questions[i : i + settings.batch]
         keys = [NoiseKey(0, EVALUATION_STEP, str(i + j), 0, "answer") for j in range(len(part))]
-        answers = model.texts(model.generate_text([Prompt.of(p, q) for p, q in part], greedy, keys))
-        right += sum(is_right(i + j, answer) for j, answer in enumerate(answers))
-    return right / len(questions)
+        answers += model.texts(model.generate_text([Prompt.of(p, q) for p, q in part], greedy, keys))
+    return answers

@@ -9,22 +9,27 @@ public `evaluate_images.py`; the code is our own.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from triptych.evals.intervals import Interval, combined, wilson
+from triptych.evals.intervals import Interval, combined, share
 
 Box = tuple[float, float, float, float]
 # One line of GenEval's jsonl: tag, include[class, count, color?, position?], exclude[class, count]?, prompt.
 Metadata = Mapping[str, Any]
 
 RELATIONS = ("left of", "right of", "above", "below")
+MIRRORED = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 BOX_TOLERANCE = 0.1  # offsets below this share of the two boxes' summed sides do not count
 RELATION_COSINE = 0.5  # share of the centre distance that an offset must exceed
 FORBIDDEN_PENALTY = 0.25  # dense score, per object at or above an exclude limit
 SURPLUS_PENALTY = 0.1  # dense score, per object beyond the named count where no exclude clause speaks
 _SHARE = ("score", "low", "high")
+_PLURALS = {"person": "people", "man": "men", "woman": "women", "child": "children", "mouse": "mice"}
+_PLURALS |= {"knife": "knives", "leaf": "leaves", "shelf": "shelves", "tomato": "tomatoes"}
+_PLURALS |= {same: same for same in ("sheep", "skis", "scissors", "broccoli", "fish", "deer")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,8 +175,12 @@ def _surplus(groups: dict[str, list[Detection]], metadata: Metadata) -> int:
 
 
 def plural(noun: str) -> str:
-    """The plural that GenEval's prompts use: -es after s, -s otherwise ("cross" -> "crosses")."""
-    return f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    """The plural of a class's name: "crosses", "benches", "computer mice", "sheep"."""
+    first, space, last = noun.rpartition(" ")
+    if last not in _PLURALS and re.search(r"[^aeiou]y$", last):
+        last = last[:-1] + "ie"
+    ending = "es" if re.search(r"(?:s|sh|ch|x|z)$", last) else "s"
+    return first + space + _PLURALS.get(last, last + ending)
 
 
 def summarise(verdicts: Sequence[Verdict], metadatas: Sequence[Metadata]) -> dict[str, dict[str, float]]:
@@ -196,6 +205,5 @@ def summarise(verdicts: Sequence[Verdict], metadatas: Sequence[Metadata]) -> dic
 
 
 def _row(verdicts: Sequence[Verdict]) -> dict[str, float]:
-    share = wilson(sum(v.correct for v in verdicts), len(verdicts))
     dense = sum(v.score for v in verdicts) / max(len(verdicts), 1)
-    return {"n": len(verdicts), **dict(zip(_SHARE, share, strict=True)), "dense": dense}
+    return {**share(sum(v.correct for v in verdicts), len(verdicts)), "dense": dense}

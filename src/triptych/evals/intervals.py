@@ -29,6 +29,11 @@ def wilson(successes: float, n: float) -> Interval:
     return Interval(p, max(centre - half, 0.0), min(centre + half, 1.0))
 
 
+def share(successes: float, n: float) -> dict[str, float]:
+    """A share as a row for reports: n, score, and Wilson's low and high."""
+    return {"n": n, **dict(zip(("score", "low", "high"), wilson(successes, n), strict=True))}
+
+
 def combined(*terms: tuple[float, Interval]) -> Interval:
     """The sum of weight times value over independent shares, by MOVER (Zou and Donner, 2008).
 

@@ -23,8 +23,11 @@ class AdvantageConfig:
     ``std``: of the sample's group (GRPO, arXiv 2402.03300), of the whole batch (REINFORCE++, arXiv
     2501.03262), or none (Dr. GRPO, arXiv 2503.20783). Spreads are the unbiased sample kind (n - 1), as the
     published trainers compute them. ``eps`` is added to the spread; ``clip`` bounds the absolute advantage.
+    ``kind`` "softmax" gives Self-GRPO's weights in place of advantages: see :func:`group_weights`.
     """
 
+    kind: Literal["centred", "softmax"] = "centred"
+    alpha: float = 1.0
     std: Literal["group", "batch", "none"] = "group"
     eps: float = 1e-6
     clip: float | None = 5.0
@@ -34,6 +37,8 @@ class AdvantageConfig:
             raise UserError(f"advantage eps must not be negative, got {self.eps}")
         if self.clip is not None and self.clip <= 0:
             raise UserError(f"advantage clip must be positive, or None for no bound, got {self.clip}")
+        if self.alpha <= 0:
+            raise UserError(f"advantage alpha must be positive, got {self.alpha}")
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,26 @@ def group_advantages(rewards: Tensor, groups: Sequence[str], config: AdvantageCo
     values = centred if config.std == "none" else centred / (spread + config.eps)
     # 0 / 0 happens where eps is 0 and nothing varies: centred is exactly 0 there, and so is the advantage.
     values = torch.where(centred == 0, centred, values)
+    if config.kind == "softmax":
+        weights = group_weights(rewards, groups, config.alpha)
+        return Advantages(weights, scored, group_std.float(), dead)
     return Advantages(_clip(values, config).float(), scored, group_std.float(), dead)
+
+
+def group_weights(rewards: Tensor, groups: Sequence[str], alpha: float) -> Tensor:
+    """Self-GRPO's weights of ``rewards [B]``: n softmax(alpha (r - mean r)) in a group of n scored samples.
+
+    With the objective "no_clip" and aggregation "sequence" the loss is then the mean over groups of -sum w l
+    (Lumina-DiMOO), l a row's mean log-probability. 0 where unscored; also where all of a group's rewards are
+    equal, for there the expected gradient is 0 and only its noise would be left.
+    """
+    weights = torch.zeros_like(rewards, dtype=torch.float64)
+    for rows in _members(groups, rewards.device):
+        rows = rows[rewards[rows].isfinite()]
+        found = rewards[rows].double()
+        if len(rows) and bool((found != found[0]).any()):
+            weights[rows] = len(rows) * torch.softmax(alpha * (found - found.mean()), dim=0)
+    return weights.float()
 
 
 def normalised_sum(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from triptych.errors import UserError
+from triptych.evals.collusion import since_start
 from triptych.evals.evaluation import Evaluation
 from triptych.models import load
 from triptych.models.base import UnifiedModel
@@ -75,7 +76,8 @@ def train(
         if last:
             model.load_weights(last / "model")
         told = (progress or Progress(config.steps)) if world.is_main else Progress(config.steps, out=None)
-        loop = Loop(config, model, parts.learner(model), directory, parts.evaluate, told)
+        guard = since_start if isinstance(config, PolicyConfig) and config.stop_on_collusion else None
+        loop = Loop(config, model, parts.learner(model), directory, parts.evaluate, told, guard)
         if last:
             loop.restore(last)
             told.say(f"resuming after step {loop.at.step} ({last})")

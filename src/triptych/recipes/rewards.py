@@ -3,11 +3,15 @@
 from collections.abc import Callable
 
 from triptych.errors import UserError
+from triptych.evals.lexicon import Lexicon
+from triptych.evals.prompts import CLASSES
 from triptych.recipes import shapes_reasoning, shapes_world
 from triptych.rewards.answers import FormatReward, LengthReward
 from triptych.rewards.base import FunctionReward, RewardFunction, RewardSet, load_reward
 from triptych.rewards.geneval import GenEvalReward
+from triptych.rewards.quiz import QuizReward
 from triptych.rewards.reflection import ImprovementReward, VerdictReward
+from triptych.shapes.scenes import KINDS
 from triptych.shapes.verifier import detect
 from triptych.train.policy import PolicyConfig
 
@@ -18,6 +22,7 @@ WORLD: dict[str, Callable[[], RewardFunction]] = {
     "answer": lambda: FunctionReward("answer", shapes_reasoning.right_answers),
     "format": FormatReward,
     "length": lambda: LengthReward(longest=64, cache=16),
+    "quiz": lambda: QuizReward(Lexicon((*KINDS, *CLASSES))),
     "verdict": lambda: VerdictReward(shapes_world.verdict),
     "improvement": lambda: ImprovementReward(shapes_world.verdict),
 }

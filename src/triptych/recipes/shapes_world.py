@@ -14,18 +14,23 @@ import torch
 from torch import Tensor
 
 from triptych.errors import UserError
+from triptych.evals.collusion import Shares, self_quiz
 from triptych.evals.drawing import diversity, evaluate_drawing, read_accuracy
 from triptych.evals.evaluation import Evaluation
 from triptych.evals.geneval import Verdict, judge
+from triptych.evals.intervals import share
+from triptych.evals.prompts import answer_to
 from triptych.models.base import Example, UnifiedModel
 from triptych.models.patch_codec import PatchCodec, fit
-from triptych.recipes.shapes_reasoning import EXAMPLES, items, name_of, picture_of
+from triptych.recipes.shapes_reasoning import EXAMPLES, items, name_of, picture_of, scene_in
 from triptych.recipes.shapes_reasoning import WORDS as REASONING_WORDS
+from triptych.rewards.quiz import grade
 from triptych.scenarios.base import RolloutSettings
 from triptych.scenarios.edit import Edit
 from triptych.scenarios.text_to_image import TextToImage
 from triptych.shapes.edits import WORDS, test_edits, train_edit
 from triptych.shapes.prompts import (
+    QUESTIONS,
     screening_prompts,
     test_prompts,
     train_prompt,
@@ -50,6 +55,8 @@ RL_WEIGHTS = {
     "color_attr": 0.35,
 }
 """How often reinforcement learning sees each tag: those that a starter has still to learn, most."""
+UNSEEN = ("right_but_misread", "read_but_misdrawn", "shuffled_answers")
+"""What of a self-quiz no reward sees."""
 UNCONDITIONAL = 0.1
 """Share of drawing examples whose prompt is dropped, for guidance."""
 READ_FIRST = 0.6
@@ -96,6 +103,16 @@ def edit_tasks(n: int = 200, seed: int | None = None) -> list[Task]:
             columns={"reverse": e.reverse},
         )
         for i, e in enumerate(items(test_edits, train_edit, n, seed))
+    ]
+
+
+def quizzed(tasks: Sequence[Task]) -> list[Task]:
+    """The same drawing tasks with the question about the drawing, as a column, and its answer."""
+    return [
+        replace(
+            t, columns={**t.columns, "question": QUESTIONS[t.metadata["tag"]]}, answer=answer_to(t.metadata)
+        )
+        for t in tasks
     ]
 
 
@@ -214,15 +231,24 @@ def as_images(pictures: Sequence[Picture]) -> Tensor:
 
 
 def evaluation(
-    settings: RolloutSettings, tasks: int, *, questions: int = 300, edits: int = 200, screening: bool = False
+    settings: RolloutSettings,
+    tasks: int,
+    *,
+    questions: int = 300,
+    edits: int = 200,
+    quiz: int = 120,
+    screening: bool = False,
 ) -> Callable[[UnifiedModel, int], Evaluation]:
     """Held-out drawings by the official rule, and what no reward sees.
 
     ``heldout``: "understanding" (answers about rendered held-out scenes, ``questions`` of them but never more
     than ``tasks``), "edit" (held-out edits, as many as ``edits`` but never more than ``tasks``, right by the
     official rule), "diversity" (of drawings of one prompt), "background_drift" (mean distance of drawings'
-    backgrounds from the world's). With ``screening`` it draws :func:`screening_tasks`: settings are chosen on
-    those, and claims are made on :func:`test_tasks`.
+    backgrounds from the world's). Of at most ``quiz`` drawings, evenly chosen, "right_but_misread" and
+    "read_but_misdrawn" (:func:`triptych.evals.imbalance.imbalance`) and "shuffled_answers"
+    (:func:`triptych.evals.collusion.self_quiz`), each absent where there is nothing to take a share of; the
+    summary's ``quiz`` has their intervals. With ``screening`` it draws :func:`screening_tasks`: settings are
+    chosen on those, and claims are made on :func:`test_tasks`.
     """
     drawn = (screening_tasks if screening else test_tasks)(tasks)
 
@@ -231,12 +257,26 @@ def evaluation(
         spread = diversity(model, TextToImage(), drawn[:: max(1, tasks // 32)], settings)
         drift = [background_drift(p.numpy()) for p in found.pictures]
         heldout = {"diversity": spread, "background_drift": float(np.mean(drift))}
+        quizzes: dict[str, Shares] = {}
         if "read" in model.can:
-            heldout["understanding"] = understanding(model, settings, min(questions, tasks))
+            asked = min(questions, tasks)
+            heldout["understanding"] = understanding(model, settings, asked)
+            every = range(0, len(drawn), -(-len(drawn) // quiz))
+            found_quiz = self_quiz(
+                model,
+                quizzed([drawn[i] for i in every]),
+                [found.pictures[i] for i in every],
+                [found.rows[i]["correct"] for i in every],
+                answered_right,
+                settings,
+            )
+            rendered = share(heldout["understanding"] * asked, asked)
+            quizzes["quiz"] = {**found_quiz, "rendered": rendered}
+            heldout |= {name: found_quiz[name]["score"] for name in UNSEEN if found_quiz[name]["n"]}
         if "edit" in model.can:
             edited = evaluate_drawing(model, Edit(), edit_tasks(min(edits, tasks)), verdict, settings)
             heldout["edit"] = edited.summary["score"]
-        return replace(found, summary={**found.summary, "heldout": heldout})
+        return replace(found, summary={**found.summary, **quizzes, "heldout": heldout})
 
     return evaluate
 
@@ -251,6 +291,17 @@ def understanding(model: UnifiedModel, settings: RolloutSettings, n: int = 300) 
         return answer_matches(answer, {"tag": tag}, scene)
 
     return read_accuracy(model, pairs, is_right, settings)
+
+
+def answered_right(task: Task, picture: Picture, answer: str) -> bool:
+    """Whether an answer says all that the prompt implies.
+
+    Of a right drawing it may also say another relation that holds in it: shapes may stand left and above.
+    """
+    if grade(answer, task.metadata) == 1:
+        return True
+    right = verdict(picture, task.metadata).correct
+    return right and answer_matches(answer, task.metadata, scene_in(picture))
 
 
 def explain(sample: Sample) -> str:

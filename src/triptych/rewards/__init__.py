@@ -3,6 +3,7 @@
 from triptych.rewards.answers import AnswerReward, FormatReward, LengthReward
 from triptych.rewards.base import Reward, RewardSet, Scores, load_reward, trl_reward
 from triptych.rewards.geneval import GenEvalReward
+from triptych.rewards.quiz import QuizReward
 from triptych.rewards.reflection import ImprovementReward, VerdictReward
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "GenEvalReward",
     "ImprovementReward",
     "LengthReward",
+    "QuizReward",
     "Reward",
     "RewardSet",
     "Scores",

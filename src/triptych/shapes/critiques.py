@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from triptych.evals.geneval import Metadata, plural
-from triptych.shapes.prompts import phrase, split
+from triptych.evals.prompts import phrase
+from triptych.shapes.prompts import split
 from triptych.shapes.scenes import COLORS, KINDS, MAX_SHAPES, Scene, Shape, sample_scene
 
 FAULTS = {

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from triptych.evals.geneval import Metadata
-from triptych.shapes.prompts import combination_key, phrase, split
+from triptych.evals.prompts import phrase
+from triptych.shapes.prompts import combination_key, split
 from triptych.shapes.scenes import COLORS, KINDS, Scene, Shape, sample_scene
 
 REVERSES = {"add": "remove", "remove": "add", "replace": "replace", "adjust": "adjust"}

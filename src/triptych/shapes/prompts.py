@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from itertools import permutations, product
 from typing import Any
 
 import numpy as np
 
-from triptych.evals.geneval import RELATIONS, Metadata, plural
+from triptych.evals import prompts as wording
+from triptych.evals.answers import NUMBER_WORDS
+from triptych.evals.geneval import MIRRORED, RELATIONS, Metadata, plural
+from triptych.evals.prompts import metadata_of
 from triptych.shapes.scenes import COLORS, KINDS, MAX_SHAPES
 
-TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-NUMBERS = ("zero", "one", "two", "three", "four")
+TAGS = wording.TAGS
+NUMBERS = NUMBER_WORDS[: MAX_SHAPES + 1]
 # Within a tag the variants (plain, coloured, counted) are split, and drawn, separately.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "single_object": ("plain",),
@@ -29,14 +32,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "position": ("plain", "colored", "counted"),
     "color_attr": ("colored",),
 }
-QUESTIONS = {
-    "single_object": "What is the main item in this image?",
-    "two_object": "What are two items in this image?",
-    "counting": "How many items in this image?",
-    "colors": "What is the color of the object?",
-    "position": "What are the objects and where is each of them?",
-    "color_attr": "What are the two objects and their colors?",
-}
+QUESTIONS = {tag: told[0] for tag, told in wording.QUESTIONS.items()}
+"""The one wording of each tag's question that the world's models know."""
 TEST_SHARE = 0.3  # of the combinations of every variant
 # How often training draws each tag; the rich tags more often than those with a handful of combinations.
 TRAIN_WEIGHTS = {
@@ -47,23 +44,6 @@ TRAIN_WEIGHTS = {
     "position": 0.30,
     "color_attr": 0.27,
 }
-_MIRRORED = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-
-
-def phrase(kind: str, count: int = 1, color: str | None = None) -> str:
-    """A noun phrase: "a square", "an orange ring", "three red crosses"."""
-    if count > 1:
-        return " ".join([NUMBERS[count], *([color] if color else []), plural(kind)])
-    words = [*([color] if color else []), kind]
-    return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
-
-
-def photo_of(include: Sequence[Metadata], phrases: Sequence[str]) -> str:
-    """The prompt for include entries, each told by its own phrase."""
-    text = " and ".join(phrases)
-    if "position" in include[-1]:  # the placed object is last in the list and first in the text
-        text = f"{phrases[1]} {include[1]['position'][0]} {phrases[0]}"
-    return f"a photo of {text}"
 
 
 def combinations(tag: str) -> list[Metadata]:
@@ -88,7 +68,7 @@ def combination_key(metadata: Metadata) -> str:
             relation, target = entry["position"]
             first, second = entries[index], entries[target]
             if relation in ("right of", "below"):
-                first, second, relation = second, first, _MIRRORED[relation]
+                first, second, relation = second, first, MIRRORED[relation]
             return f"{first} {relation} {second}"
     return " and ".join(sorted(entries))
 
@@ -163,15 +143,15 @@ def _variants(tag: str) -> tuple[str, ...]:
 def _all(tag: str, variant: str) -> tuple[Metadata, ...]:
     if tag in ("single_object", "colors"):
         colors = COLORS if variant == "colored" else (None,)
-        return tuple(_metadata(tag, [_entry(k, 1, c)]) for k, c in product(KINDS, colors))
+        return tuple(metadata_of(tag, [_entry(k, 1, c)]) for k, c in product(KINDS, colors))
     if tag == "counting":
         colors = COLORS if variant == "colored" else (None,)
         counts = range(2, MAX_SHAPES + 1)
-        return tuple(_metadata(tag, [_entry(k, n, c)]) for k, n, c in product(KINDS, counts, colors))
+        return tuple(metadata_of(tag, [_entry(k, n, c)]) for k, n, c in product(KINDS, counts, colors))
     if tag == "position":
         return tuple(_positions(variant))
     return tuple(
-        _metadata(tag, [_entry(a, 1, c), _entry(b, 1, d)])
+        metadata_of(tag, [_entry(a, 1, c), _entry(b, 1, d)])
         for (a, b), (c, d) in product(permutations(KINDS, 2), _color_pairs(variant))
     )
 
@@ -182,7 +162,9 @@ def _positions(variant: str) -> Iterator[Metadata]:
     parts = product(permutations(KINDS, 2), RELATIONS, counts, _color_pairs(variant))
     for (placed, reference), relation, (n, m), (c, d) in parts:
         position = [relation, 0]
-        yield _metadata("position", [_entry(reference, m, d), _entry(placed, n, c) | {"position": position}])
+        yield metadata_of(
+            "position", [_entry(reference, m, d), _entry(placed, n, c) | {"position": position}]
+        )
 
 
 def _color_pairs(variant: str) -> list[tuple[str | None, str | None]]:
@@ -191,14 +173,6 @@ def _color_pairs(variant: str) -> list[tuple[str | None, str | None]]:
 
 def _entry(kind: str, count: int, color: str | None) -> dict[str, Any]:
     return {"class": kind, "count": count} | ({"color": color} if color else {})
-
-
-def _metadata(tag: str, include: list[dict[str, Any]]) -> Metadata:
-    """Adds the wording, and an exclude clause per counted class: counts are exact, as in GenEval."""
-    exclude = [{"class": e["class"], "count": e["count"] + 1} for e in include if e["count"] > 1]
-    phrases = [phrase(e["class"], e["count"], e.get("color")) for e in include]
-    clauses = {"exclude": exclude} if exclude else {}
-    return {"tag": tag, "include": include, **clauses, "prompt": photo_of(include, phrases)}
 
 
 @cache

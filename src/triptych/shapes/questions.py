@@ -16,7 +16,8 @@ from itertools import groupby, product
 import numpy as np
 
 from triptych.evals.geneval import RELATIONS, Metadata, plural, relative_position
-from triptych.shapes.prompts import NUMBERS, QUESTIONS, TAGS, phrase, split, train_prompt
+from triptych.evals.prompts import phrase
+from triptych.shapes.prompts import NUMBERS, QUESTIONS, TAGS, split, train_prompt
 from triptych.shapes.scenes import COLORS, KINDS, Scene, Shape, sample_scene
 
 TEST_SEED = 7_2025  # scenes of the test questions

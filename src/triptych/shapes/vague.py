@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from triptych.evals.geneval import Metadata, plural
-from triptych.shapes.prompts import NUMBERS, photo_of, phrase, test_prompts, train_prompt
+from triptych.evals.prompts import photo_of, phrase
+from triptych.shapes.prompts import NUMBERS, test_prompts, train_prompt
 
 COUNT_HINTS = {
     2: (("a face", "eyes"), ("a bicycle", "wheels")),

@@ -104,6 +104,10 @@ class Learner(Protocol):
         ...
 
 
+Guard = Callable[[Sequence[Mapping[str, Any]]], str | None]
+"""All evaluations of a run so far, oldest first, to the reason why it should stop; None if it should not."""
+
+
 @dataclass
 class _Progress:
     step: int = 0
@@ -126,9 +130,10 @@ class Loop:
         run: RunDirectory,
         evaluate: Callable[[UnifiedModel, int], Evaluation],
         progress: Progress | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.config, self.model, self.learner, self.directory = config, model, learner, run
-        self.evaluate = evaluate
+        self.evaluate, self.guard = evaluate, guard
         self.optimizer = Optimizer(model.parameter_groups(), config.optimizer)
         self.average = Average(self.optimizer.parameters, config.average) if config.average else None
         self.at = _Progress()
@@ -215,6 +220,9 @@ class Loop:
         if score > self.at.best:
             self.at = replace(self.at, best=score, best_step=self.at.step)
         self.told.evaluated(name, found.summary)
+        if self.guard and (reason := self.guard(read_evaluations(self.directory.path))):
+            self.told.say(f"stopping: {reason}")
+            self.stop = True
 
     # -- files -------------------------------------------------------------------------------------
     def save(self) -> None:

@@ -45,7 +45,9 @@ class PolicyConfig(JobConfig):
     compare with the whole group. ``rewards`` are names of the recipe's world or "file.py:function", with
     weights; ``held_out`` ones are reported, never trained on. ``combine`` adds rewards before normalisation
     ("sum") or after ("each", GDPO). ``segment_weights`` scale the losses of segments. A run stops at its
-    first step if a score differs from the recorded log-probability by more than ``ratio_tolerance``.
+    first step if a score differs from the recorded log-probability by more than ``ratio_tolerance``, and with
+    ``stop_on_collusion`` after an evaluation where answers got better and drawings did not
+    (:func:`triptych.evals.collusion.since_start`).
     """
 
     tasks: str = "shapes"
@@ -64,6 +66,7 @@ class PolicyConfig(JobConfig):
     loss: PolicyLossConfig = PolicyLossConfig()
     segment_weights: Mapping[str, float] = field(default_factory=dict)
     ratio_tolerance: float = 1e-5
+    stop_on_collusion: bool = False
     reference_offload: bool = False
 
     def __post_init__(self) -> None:
@@ -77,6 +80,8 @@ class PolicyConfig(JobConfig):
             raise UserError(f"learn_from must be 0 (all) or at least 2, got {self.learn_from}")
         if self.minibatches > self.prompts:
             raise UserError(f"minibatches ({self.minibatches}) cannot exceed prompts ({self.prompts})")
+        if self.combine == "each" and self.advantage.kind == "softmax":
+            raise UserError("advantage.kind 'softmax' weighs one summed reward: set combine to 'sum'")
         if self.compute != "fp32":
             raise UserError("policies are scored in fp32: compute must be fp32 here")
 
