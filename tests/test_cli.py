@@ -308,6 +308,7 @@ def test_an_unknown_sink(run: Callable[[str], Ended]) -> None:
         "draw --help",
         "ask --help",
         "eval --help",
+        "serve-rewards --help",
         "report --help",
         "doctor --help",
         "recipes",
