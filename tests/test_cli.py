@@ -242,13 +242,13 @@ def test_rewards_that_are_not_there(run: Callable[[str], Ended]) -> None:
     Path("mine.py").write_text("def good(prompts, completions): return [1.0] * len(prompts)\n")
     Path("broken.py").write_text("import nothing_like_it\n")
     for rewards, expected in (
-        ("clip 1", "no reward called 'clip'; there are geneval, geneval_official, background, or"),
+        ("clap 1", "no reward called 'clap'; there are geneval, geneval_official, background, preservation"),
         ("mine.py:bad 1", "reward 'mine.py:bad': mine.py has no function bad; it has good"),
         ("gone.py:good 1", "reward 'gone.py:good': no such file gone.py"),
         ("broken.py:good 1", "reward 'broken.py:good': broken.py failed to import: ModuleNotFoundError"),
     ):
         assert _one_line(run(f"{TRAIN} --rewards {rewards}")).startswith(expected)
-    assert _one_line(run(f"{TRAIN} --held-out clip")).startswith("no reward called 'clip'")
+    assert _one_line(run(f"{TRAIN} --held-out clap")).startswith("no reward called 'clap'")
     assert not Path("runs").exists()
 
 
