@@ -75,7 +75,8 @@ TRAIN = "train demo --model tiny --steps 1 --prompts 2 --group 2 --evaluate-task
         ("trian", "no command 'trian'; did you mean train?"),
         (
             "xyzzy",
-            "no command 'xyzzy'; there are demo, train, eval, draw, edit, ask, quiz, report, doctor, recipes",
+            "no command 'xyzzy'; there are demo, train, eval, draw, edit, ask, quiz, serve-rewards, report,"
+            " doctor, recipes",
         ),
         ("train", "which recipe? `triptych recipes` lists them"),
         ("train dmo", "no recipe called 'dmo'; did you mean demo?"),
@@ -253,13 +254,13 @@ def test_rewards_that_are_not_there(run: Callable[[str], Ended]) -> None:
     Path("mine.py").write_text("def good(prompts, completions): return [1.0] * len(prompts)\n")
     Path("broken.py").write_text("import nothing_like_it\n")
     for rewards, expected in (
-        ("clip 1", "no reward called 'clip'; there are geneval, geneval_official, background, answer"),
+        ("clap 1", "no reward called 'clap'; there are geneval, geneval_official, background, preservation"),
         ("mine.py:bad 1", "reward 'mine.py:bad': mine.py has no function bad; it has good"),
         ("gone.py:good 1", "reward 'gone.py:good': no such file gone.py"),
         ("broken.py:good 1", "reward 'broken.py:good': broken.py failed to import: ModuleNotFoundError"),
     ):
         assert _one_line(run(f"{TRAIN} --rewards {rewards}")).startswith(expected)
-    assert _one_line(run(f"{TRAIN} --held-out clip")).startswith("no reward called 'clip'")
+    assert _one_line(run(f"{TRAIN} --held-out clap")).startswith("no reward called 'clap'")
     assert not Path("runs").exists()
 
 
@@ -320,6 +321,7 @@ def test_an_unknown_sink(run: Callable[[str], Ended]) -> None:
         "edit --help",
         "ask --help",
         "eval --help",
+        "serve-rewards --help",
         "report --help",
         "doctor --help",
         "recipes",

@@ -3,6 +3,7 @@
 Rooms are imported by the command that needs them: torch takes seconds, `triptych --help` should not.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -41,7 +42,7 @@ class Where:
 
 
 def demo(arguments: Sequence[str]) -> None:
-    """Watch RL on a starter: triptych demo [--model NAME, e.g. showo]."""
+    """RL on a starter: triptych demo [--model NAME, e.g. showo]."""
     own = any(re.match("--(run|resume|overwrite)\\b", argument) for argument in arguments)
     _train("demo", arguments if own else ["--overwrite", *arguments])
 
@@ -325,7 +326,7 @@ class Ask:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quiz:
-    """Write prompts with questions and answers: triptych quiz OUT.jsonl.
+    """Write prompts that ask for an answer: triptych quiz OUT.jsonl.
 
     For training by self-quiz: GenEval's six kinds of prompts, one a line in its own format.
     """
@@ -361,6 +362,45 @@ class Quiz:
             print(
                 "benchmark prompts may be among them: name GenEval's evaluation_metadata.jsonl by --exclude"
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeRewards:
+    """Score over HTTP for others: triptych serve-rewards NAME ...
+
+    Prints what to name there instead of the reward.
+    """
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Rewards, as ``triptych train`` names them."""
+    host: str = "127.0.0.1"
+    """Where to listen; any but this machine itself takes a token."""
+    port: int = 8765
+    """Where to listen; 0 takes one that is free."""
+    token_env: str | None = None
+    """The environment variable that holds the token which requests must bear."""
+    max_batch: int = 64
+    """How many samples a reward gets at once, from one request or several."""
+    timeout: float = 50
+    """Seconds after which a reward has failed."""
+
+    def __call__(self) -> None:
+        _at_least_one(self, "max_batch", "timeout")
+        if not self.names:
+            raise UserError("not given: NAMES; see `triptych serve-rewards --help`")
+        try:
+            from triptych.rewards.service import Limits, listen, serve
+        except ImportError as error:
+            packages = "pip install 'triptych[serve]'"
+            raise UserError(f"serving rewards needs {error.name} and more: {packages}") from None
+
+        from triptych.recipes.rewards import find_reward
+        from triptych.rewards.exchange import token_in
+
+        token = token_in(self.token_env) if self.token_env else None
+        limits = Limits(samples=self.max_batch, seconds=self.timeout)
+        with contextlib.suppress(KeyboardInterrupt), listen(self.host, self.port, token) as at:
+            serve({name: find_reward(name) for name in self.names}, at, token, limits)
 
 
 # -- looking ---------------------------------------------------------------------------------------
@@ -401,7 +441,8 @@ def list_recipes(arguments: Sequence[str]) -> None:
         print(f"{name:<18} {summary}")
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None] | type[Eval | Draw | Edit | Ask | Quiz | Report]] = {
+Typed = Eval | Draw | Edit | Ask | Quiz | ServeRewards | Report
+COMMANDS: dict[str, Callable[[Sequence[str]], None] | type[Typed]] = {
     "demo": demo,
     "train": train,
     "eval": Eval,
@@ -409,6 +450,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None] | type[Eval | Draw | Edit | 
     "edit": Edit,
     "ask": Ask,
     "quiz": Quiz,
+    "serve-rewards": ServeRewards,
     "report": Report,
     "doctor": doctor,
     "recipes": list_recipes,
@@ -422,7 +464,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not given or given[0] in ("-h", "--help"):
         print("triptych: RL post-training for models that read, draw and edit\n")
         for name, command in COMMANDS.items():
-            print(f"  {name:<8} {str(command.__doc__).splitlines()[0]}")
+            print(f"  {name:<13} {str(command.__doc__).splitlines()[0]}")
         print("\ntriptych COMMAND --help tells more")
         return
     try:

@@ -18,14 +18,7 @@ SHELL = [
     for i, line in enumerate(commands(block))
 ]
 PLACEHOLDERS = {"S": "0"}
-KINDS = {
-    "eval": cli.Eval,
-    "draw": cli.Draw,
-    "edit": cli.Edit,
-    "ask": cli.Ask,
-    "quiz": cli.Quiz,
-    "report": cli.Report,
-}
+KINDS = {name: command for name, command in cli.COMMANDS.items() if isinstance(command, type)}
 
 
 def check(line: str) -> None:

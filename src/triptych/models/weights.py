@@ -50,7 +50,8 @@ def read_state_dict(folder: str | Path, names: Sequence[str]) -> dict[str, Tenso
     """Tensors by name, on the CPU, from the first of ``names`` that exists; list safetensors files first.
 
     A name that ends in ``.index.json`` stands for the files that it lists. Any other file is unpickled as
-    plain tensors only: one that would run code is a :class:`UserError`.
+    plain tensors only: one that would run code is a :class:`UserError`. Of a training checkpoint its
+    ``state_dict`` is taken.
     """
     path = find_file(folder, names)
     if path.name.endswith(INDEX):
@@ -68,6 +69,8 @@ def read_state_dict(folder: str | Path, names: Sequence[str]) -> dict[str, Tenso
     except Exception as error:  # what a broken or hostile pickle raises is anyone's choice
         reason = type(error).__name__
         raise UserError(f"{path} is refused ({reason}): not plain tensors; use a safetensors file") from None
+    if isinstance(state, dict):
+        state = state.get("state_dict", state)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} holds something else than tensors by name; save a plain state_dict")
     return state

@@ -93,14 +93,14 @@ def screening_tasks(n: int = 200) -> list[Task]:
 def edit_tasks(n: int = 200, seed: int | None = None) -> list[Task]:
     """Held-out edits, kinds evenly, or with a ``seed`` of the training split.
 
-    ``source`` is the picture, the metadata that of the picture after the edit, and the column "reverse" the
-    instruction that undoes it.
+    ``source`` is the picture, the metadata that of the picture after the edit. Columns: "reverse", the
+    instruction that undoes it, and boxes of what changes or of what stays (:attr:`Edit.regions`).
     """
     return [
         replace(
             _task(name_of("edit", e.metadata["tag"], i, seed), e.metadata),
             source=picture_of(e.source),
-            columns={"reverse": e.reverse},
+            columns={"reverse": e.reverse, **e.regions},
         )
         for i, e in enumerate(items(test_edits, train_edit, n, seed))
     ]

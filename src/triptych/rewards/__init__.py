@@ -3,16 +3,26 @@
 from triptych.rewards.answers import AnswerReward, FormatReward, LengthReward
 from triptych.rewards.base import Reward, RewardSet, Scores, load_reward, trl_reward
 from triptych.rewards.geneval import GenEvalReward
+from triptych.rewards.image_text import ClipScore, HPSv2, PickScore
+from triptych.rewards.judge import JudgeReward
+from triptych.rewards.preservation import PreservationReward
 from triptych.rewards.quiz import QuizReward
 from triptych.rewards.reflection import ImprovementReward, VerdictReward
+from triptych.rewards.remote import RemoteReward
 
 __all__ = [
     "AnswerReward",
+    "ClipScore",
     "FormatReward",
     "GenEvalReward",
+    "HPSv2",
     "ImprovementReward",
+    "JudgeReward",
     "LengthReward",
+    "PickScore",
+    "PreservationReward",
     "QuizReward",
+    "RemoteReward",
     "Reward",
     "RewardSet",
     "Scores",

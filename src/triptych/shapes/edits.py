@@ -16,7 +16,7 @@ import numpy as np
 from triptych.evals.geneval import Metadata
 from triptych.evals.prompts import phrase
 from triptych.shapes.prompts import combination_key, split
-from triptych.shapes.scenes import COLORS, KINDS, Scene, Shape, sample_scene
+from triptych.shapes.scenes import COLORS, KINDS, Box, Scene, Shape, sample_scene
 
 REVERSES = {"add": "remove", "remove": "add", "replace": "replace", "adjust": "adjust"}
 """Each kind of edit, and the kind that undoes it."""
@@ -37,6 +37,17 @@ class Edit:
     target: Scene
     metadata: Metadata
     reverse: str
+
+    @property
+    def regions(self) -> dict[str, list[Box]]:
+        """Boxes that say what must stay: all outside ``edit_region``, or what lies in ``kept_region``.
+
+        The latter where something is added, which no instruction says the place of.
+        """
+        before, after = set(self.source.shapes), set(self.target.shapes)
+        if before < after:
+            return {"kept_region": [shape.box for shape in self.source.shapes]}
+        return {"edit_region": sorted({shape.box for shape in before ^ after})}
 
 
 def train_edit(rng: np.random.Generator) -> Edit:
