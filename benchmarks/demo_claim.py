@@ -212,8 +212,8 @@ def compared(result: Row) -> list[str]:
         lines += [
             f"RL's mean gain is {statistics.mean(gains):+.1f} points (standard deviation over seeds"
             f" {statistics.stdev(gains) if len(gains) > 1 else 0:.1f}).{''.join(ahead)} The baselines'"
-            " settings are those that were best on the test prompts themselves, which favours them; the"
-            " demo's own were chosen on other prompts (`benchmarks/demo_screening.py`)."
+            " settings are those that were best on the test prompts themselves, which favours them; how the"
+            " demo's own were chosen is told in README.md."
             f" Largest peak memory of a run: {max(run['peak_gib'] for run in runs):.1f} GiB.",
             "",
         ]

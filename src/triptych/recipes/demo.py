@@ -33,9 +33,10 @@ JANUS = PolicyConfig(
 )
 MASKED = replace(
     JANUS,
-    steps=60,
+    steps=50,
+    prompts=16,
     rollout=RolloutSettings(draw=Sampling(unmask=Unmasking(steps=8, trained=4))),
-    optimizer=OptimizerConfig(lr=1.5e-4, warmup=5, decay=0.5),
+    optimizer=OptimizerConfig(lr=4e-4, warmup=5, decay=1.0),
 )
 # A denoising step's ratio is a geometric mean over the latent's dimensions: it moves far less than a token's.
 DENOISED = replace(
