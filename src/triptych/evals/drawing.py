@@ -75,10 +75,11 @@ def evaluate_rewards(
         {"task": t.id, "prompt": t.prompt, "tag": t.metadata.get("tag", ""), "score": float(total)}
         for t, total in zip(tasks, scores.total, strict=True)
     ]
+    drawn = [s.completion for s in rollout.samples if isinstance(s.completion, torch.Tensor)]
     shown = [b for b, s in enumerate(rollout.samples) if isinstance(s.completion, torch.Tensor)]
     return Evaluation(
         summary={"score": float(scored.mean()) if len(scored) else 0.0, "n": len(scored), "heldout": heldout},
-        pictures=[rollout.samples[b].pictures[scenario.result] for b in shown],
+        pictures=drawn,
         rows=[rows[b] for b in shown],
     )
 

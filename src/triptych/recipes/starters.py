@@ -156,9 +156,7 @@ def unirl_zero() -> Recipe:
         evaluate_every=600,
         checkpoint_every=200,
     )
-    return replace(
-        first, name="starters.unirl_zero", summary=SUMMARIES["starters.unirl_zero"], config=config
-    )
+    return replace(first, name="starters.unirl_zero", summary=SUMMARIES["starters.unirl_zero"], config=config)
 
 
 def _model(config: StarterConfig) -> UnifiedModel:

@@ -64,7 +64,9 @@ class NFTLearner(PolicyLearner):
     def _denominators(self, batch: Batch, rows: Sequence[int]) -> dict[str, Denominators]:
         counts = {}
         for name, found in batch.advantages.items():
-            count = distributed.all_sum(found.scored[list(rows)].sum().double() * self.config.nft.times)
+            acted = torch.tensor([batch.rollout.samples[b].acted(name) for b in rows], dtype=torch.bool)
+            scored = found.scored[list(rows)] & acted
+            count = distributed.all_sum(scored.sum().double() * self.config.nft.times)
             counts[name] = Denominators(count, count)
         return counts
 

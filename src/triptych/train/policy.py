@@ -273,13 +273,17 @@ class PolicyLearner:
 
     # -- gradients ---------------------------------------------------------------------------------
     def losses(self, batch: Batch, rows: Sequence[int], *, first: bool = True) -> Iterator[Tensor]:
-        """Losses of the given rows in micro-batches; they sum to the objective of one optimizer step."""
+        """Losses of the given rows in micro-batches; they sum to the objective of one optimizer step.
+
+        Rows that sat out of a segment are not scored there.
+        """
         size = self.config.micro_batch
         denominators = self._denominators(batch, rows)
         rows = self._live(batch, rows)
         for name in batch.rollout.segments:
-            for i in range(0, len(rows), size):
-                yield self._loss(batch, name, list(rows[i : i + size]), denominators[name], first)
+            acted = [b for b in rows if batch.rollout.samples[b].acted(name)]
+            for i in range(0, len(acted), size):
+                yield self._loss(batch, name, acted[i : i + size], denominators[name], first)
 
     def _live(self, batch: Batch, rows: Sequence[int]) -> Sequence[int]:
         """Without rows whose loss is exactly 0, where no regulariser holds them.
