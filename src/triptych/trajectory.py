@@ -465,7 +465,7 @@ class Sample:
     """One finished episode as a reward sees it.
 
     ``texts`` and ``pictures`` hold the outcome of every segment that the episode had a part in, by name;
-    ``completion`` is the one that the scenario calls its result: a string, or a picture (uint8 ``[H, W, 3]``).
+    ``completion`` is the one that the scenario calls its result: a string, or a picture, uint8 ``[H, W, 3]``.
     """
 
     task: Task

@@ -25,7 +25,6 @@ MODELS = {
         RolloutSettings(draw=Sampling(denoise=Denoising(steps=4)), write=SETTINGS.write, batch=3),
     ),
 }
-DRAWN = ["draw", "a red circle"] * 3
 
 
 class Twice(Scenario):
@@ -129,7 +128,7 @@ def test_rows_that_sit_out_are_in_no_loss_and_no_denominator(
 
 
 def test_diffusion_nft_does_not_learn_from_rows_that_sat_out() -> None:
-    build, settings = MODELS["unirl"]
+    build, _ = MODELS["unirl"]
 
     class Again(Twice):
         needs = ("draw",)

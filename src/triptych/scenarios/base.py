@@ -119,8 +119,8 @@ class Scenario(ABC):
     """A short program over a model.
 
     ``needs`` says what the model must be able to do: "read", "draw", "edit". ``result`` names the segment
-    that is the episode's completion; of several it is the last that the episode had a part in. ``credit`` maps
-    a segment to the rewards that judge it; a segment it does not name is credited with the total.
+    that is the episode's completion; of several it is the last that the episode had a part in. ``credit``
+    maps a segment to the rewards that judge it; one that it does not name is credited with the total.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()

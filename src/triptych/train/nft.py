@@ -32,7 +32,7 @@ class NFTConfig(PolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.loss != PolicyLossConfig():
+        if self.losses != (PolicyLossConfig(),):
             raise UserError("loss is for policy gradients: DiffusionNFT's own settings are nft.*")
 
 
