@@ -357,7 +357,7 @@ def list_recipes(arguments: Sequence[str]) -> None:
     from triptych.recipes import SUMMARIES
 
     for name, summary in SUMMARIES.items():
-        print(f"{name:<18} {summary}")
+        print(f"{name:<{max(map(len, SUMMARIES))}} {summary}")
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None] | type[Eval | Draw | Edit | Ask | Report]] = {

@@ -6,6 +6,7 @@ from triptych.errors import UserError
 from triptych.recipes import shapes_reasoning, shapes_world
 from triptych.rewards.answers import FormatReward, LengthReward
 from triptych.rewards.base import FunctionReward, RewardFunction, RewardSet, load_reward
+from triptych.rewards.edits import CycleReward, PreservationReward
 from triptych.rewards.geneval import GenEvalReward
 from triptych.rewards.reflection import ImprovementReward, VerdictReward
 from triptych.shapes.verifier import detect
@@ -14,6 +15,9 @@ from triptych.train.policy import PolicyConfig
 WORLD: dict[str, Callable[[], RewardFunction]] = {
     "geneval": lambda: GenEvalReward(detect),
     "geneval_official": lambda: GenEvalReward(detect, dense=False, name="geneval_official"),
+    "first": lambda: GenEvalReward(detect, drawing="first", name="first"),
+    "preserved": lambda: PreservationReward(detect),
+    "cycle": CycleReward,
     "background": lambda: FunctionReward("background", shapes_world.clean_background),
     "answer": lambda: FunctionReward("answer", shapes_reasoning.right_answers),
     "format": FormatReward,
