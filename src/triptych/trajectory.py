@@ -500,6 +500,10 @@ class Rollout:
             samples=tuple(self.samples[i] for i in index),
         )
 
+    def acted(self) -> dict[str, int]:
+        """How many rows had a part in each segment."""
+        return {name: sum(sample.acted(name) for sample in self.samples) for name in self.segments}
+
     @classmethod
     def cat(cls, parts: Sequence["Rollout"]) -> "Rollout":
         """Rows of several rollouts of one scenario, in order."""

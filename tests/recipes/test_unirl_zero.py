@@ -135,6 +135,8 @@ def test_on_a_starter(name: str, starter: Path, tmp_path: Path) -> None:
     assert all(row[f"grad_norm/{group}"] > 0 for group in moved)
     assert told["n"] == 3 and 0 <= told["low"] <= told["score"] <= told["high"] <= 1 and told["tags"]
     assert set(told["heldout"]) == TOLD[name.removesuffix(".nft")]
+    assert [k for k in row if k.startswith("acted/")] == (["acted/second"] if name == "reflection" else [])
+    assert 0 < row.get("acted/second", 0.5) < 1, "some drawings are drawn again"
 
 
 @pytest.fixture

@@ -15,15 +15,15 @@ from triptych.train.policy import PolicyConfig
 WORLD: dict[str, Callable[[], RewardFunction]] = {
     "geneval": lambda: GenEvalReward(detect),
     "geneval_official": lambda: GenEvalReward(detect, dense=False, name="geneval_official"),
-    "first": lambda: GenEvalReward(detect, drawing="first", name="first"),
-    "preserved": lambda: PreservationReward(detect),
-    "cycle": CycleReward,
     "background": lambda: FunctionReward("background", shapes_world.clean_background),
     "answer": lambda: FunctionReward("answer", shapes_reasoning.right_answers),
     "format": FormatReward,
     "length": lambda: LengthReward(longest=64, cache=16),
     "verdict": lambda: VerdictReward(shapes_world.verdict),
     "improvement": lambda: ImprovementReward(shapes_world.verdict),
+    "first": lambda: GenEvalReward(detect, drawing="first", name="first"),
+    "preserved": lambda: PreservationReward(detect),
+    "cycle": CycleReward,
 }
 
 

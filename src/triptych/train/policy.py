@@ -380,6 +380,9 @@ class PolicyLearner:
         assert self.batch is not None
         total = sum(distributed.gather_objects(self.sums), PolicyMetrics())
         means = total.means()
+        episodes = self.batch.metrics["episodes"]
+        acted = distributed.gather_objects(self.batch.rollout.acted())
+        shares = {name: sum(counts[name] for counts in acted) / episodes for name in acted[0]}
         seconds = time.perf_counter() - self.started
         return {
             **self.batch.metrics,
@@ -388,7 +391,8 @@ class PolicyLearner:
             "entropy": means["entropy"],
             "ratio_error": max(distributed.gather_objects(self.ratio_error)),
             "non_finite": means["non_finite"],
-            "samples_per_second": self.batch.metrics["episodes"] / seconds,
+            "samples_per_second": episodes / seconds,
+            **{f"acted/{name}": share for name, share in shares.items() if share < 1},
         }
 
     def samples(self) -> tuple[Sequence[Picture], Sequence[Mapping[str, Any]]]:
