@@ -438,7 +438,7 @@ def list_recipes(arguments: Sequence[str]) -> None:
     from triptych.recipes import SUMMARIES
 
     for name, summary in SUMMARIES.items():
-        print(f"{name:<18} {summary}")
+        print(f"{name:<{max(map(len, SUMMARIES))}} {summary}")
 
 
 Typed = Eval | Draw | Edit | Ask | Quiz | ServeRewards | Report

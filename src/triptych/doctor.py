@@ -68,7 +68,7 @@ def _memory(console: Console, recipe: Recipe, model: UnifiedModel) -> None:
 
 
 def _keeps_reference(recipe: Recipe) -> bool:
-    return isinstance(recipe.config, PolicyConfig) and recipe.config.loss.needs_reference
+    return isinstance(recipe.config, PolicyConfig) and recipe.config.needs_reference
 
 
 def ratio_errors(model: UnifiedModel, sampling: Sampling) -> Tensor:
@@ -94,7 +94,8 @@ def _ratios(console: Console, model: UnifiedModel, config: PolicyConfig) -> None
     worst = max(float(error.max()) for error in errors.values())
     holds = "holds" if worst <= config.ratio_tolerance else "BROKEN"
     console.print(f"ratio 1 {holds}: at worst {worst:.1e}, allowed {config.ratio_tolerance:.0e}")
-    if config.loss.objective == "clip":
-        clip = min(config.loss.clip_low, config.loss.clip_high)
+    loss = config.draw_loss or config.loss
+    if loss.objective == "clip":
+        clip = min(loss.clip_low, loss.clip_high)
         above = "above" if clip > 10 * worst else "NOT ABOVE"
         console.print(f"clip range {clip:g} is {above} ten times that")

@@ -235,6 +235,18 @@ class Segment(ABC):
         context = tuple(self.context[i] for i in keep.tolist())
         return replace(self, context=context, **self._map(lambda x: x[keep.to(x.device)]))
 
+    def among(self, rows: Sequence[int], context: Sequence[Prompt]) -> Self:
+        """The same actions as those of ``rows`` among all rows, whose prompts are ``context``.
+
+        The other rows sat out: their mask is false and ``logp`` 0. What else stands there is copied from a
+        row that acted, so that it can be scored like any.
+        """
+        place = {row: i for i, row in enumerate(rows)}
+        whole = self.rows([place.get(b, 0) for b in range(len(context))])
+        acted = torch.tensor([b in place for b in range(len(context))], device=self.mask.device)[:, None]
+        logp = torch.where(acted, whole.logp, 0.0)
+        return replace(whole, context=tuple(context), logp=logp, mask=whole.mask & acted)
+
     def to(self, device: torch.device | str) -> Self:
         """The same segment with its tensors on ``device``."""
         return replace(self, **self._map(lambda x: x.to(device)))
@@ -452,14 +464,18 @@ def load_segment(path: Path) -> Segment:
 class Sample:
     """One finished episode as a reward sees it.
 
-    ``texts`` and ``pictures`` hold every segment's outcome by its name; ``completion`` is the one that
-    the scenario calls its result: a string, or a picture (uint8 ``[H, W, 3]``).
+    ``texts`` and ``pictures`` hold the outcome of every segment that the episode had a part in, by name;
+    ``completion`` is the one that the scenario calls its result: a string, or a picture, uint8 ``[H, W, 3]``.
     """
 
     task: Task
     texts: Mapping[str, str]
     pictures: Mapping[str, Picture]
     completion: str | Picture
+
+    def acted(self, segment: str) -> bool:
+        """Whether the episode had a part in a segment, or sat out."""
+        return segment in self.texts or segment in self.pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -483,6 +499,10 @@ class Rollout:
             segments={name: segment.rows(index) for name, segment in self.segments.items()},
             samples=tuple(self.samples[i] for i in index),
         )
+
+    def acted(self) -> dict[str, int]:
+        """How many rows had a part in each segment."""
+        return {name: sum(sample.acted(name) for sample in self.samples) for name in self.segments}
 
     @classmethod
     def cat(cls, parts: Sequence["Rollout"]) -> "Rollout":

@@ -290,7 +290,7 @@ def test_a_drawing_s_gradient_reaches_what_is_trained_and_nothing_else(
 ) -> None:
     model = starter_unirl()
     segment = drawn(model, "three", window=2)
-    model.network.train_only(sorted(trained))
+    model.train_only(sorted(trained))
     model.recompute = recompute
     assert set(model.parameter_groups()) == trained
     logp = model.score(segment, LOGP).logp
@@ -396,7 +396,7 @@ def test_a_picture_learned_by_heart_is_drawn() -> None:
         Example(prompt=prompt, target=target, key=NoiseKey(0, i, "a", 0), time=(i + 0.5) / 16)
         for i in range(16)
     ]
-    model.network.train_only(["dm"])
+    model.train_only(["dm"])
     optimizer = torch.optim.Adam(model.parameter_groups()["dm"], lr=0.01)
     for _ in range(40):
         optimizer.zero_grad()

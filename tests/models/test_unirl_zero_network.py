@@ -15,13 +15,16 @@ from tiny_unirl import (
     ids_of,
     inputs_of,
     latents,
+    patch_codec,
     plain_condition,
+    starter_unirl,
     texts,
     with_sana,
     with_sd3,
 )
 from triptych.errors import UserError
 from triptych.models import causal
+from triptych.models.unirl_zero import UniRLZeroModel
 from triptych.models.unirl_zero_network import Columns, UniRLZeroNetwork
 from triptych.trajectory import Sampling
 
@@ -151,7 +154,7 @@ def test_image_terms_reach_what_is_trained_and_nothing_else(
     make: Callable[[], Made], trained: set[str]
 ) -> None:
     made = make()
-    made[0].train_only(sorted(trained))
+    UniRLZeroModel(*made, patch_codec()).train_only(sorted(trained))
     image_loss(made).backward()
     assert reached(made[0]) == trained
 
@@ -174,24 +177,27 @@ def test_recomputing_changes_no_gradient() -> None:
 
 
 def test_every_parameter_is_in_exactly_one_group() -> None:
-    network = with_sana()[0]
+    made = with_sana()
+    network = made[0]
     groups = network.groups()
     assert set(groups) == GROUPS
     listed = [id(p) for group in groups.values() for p in group]
     assert sorted(listed) == sorted(id(p) for p in network.parameters())
-    network.train_only(["dm", "queries"])
+    UniRLZeroModel(*made, patch_codec()).train_only(["dm", "queries"])
     assert set(network.groups()) == {"dm", "queries"}
     assert [p.shape for p in network.groups(["queries"])["queries"]] == [(3, 16), (3, 16)]
 
 
 def test_groups_that_are_empty_or_unknown_are_named() -> None:
-    network = with_sana()[0]
-    network.train_only(["dm"])
+    network, model = with_sana()[0], starter_unirl()
+    network.requires_grad_(False).dm.requires_grad_()
     with pytest.raises(UserError, match="nothing to train in lm, connector: all of it is frozen"):
         network.groups(["lm", "dm", "connector"])
-    for ask in (network.groups, network.train_only):
-        with pytest.raises(UserError, match="no group of parameters is called vae; there are lm, connector"):
-            ask(["dm", "vae"])
+    with pytest.raises(UserError, match="no group of parameters is called vae; there are lm, connector"):
+        network.groups(["dm", "vae"])
+    with pytest.raises(UserError, match="unirl_zero has no parameter group 'vae' to train; it has lm, conn"):
+        model.train_only(["dm", "vae"])
+    assert set(model.parameter_groups()) == GROUPS, "nothing is frozen by a mistake"
 
 
 # -- guidance and sources ----------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Reflection: a verdict is judged against the judge's, and only a wrong drawing is worth changing."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from triptych.evals.geneval import Verdict
 from triptych.rewards import ImprovementReward, VerdictReward
 from triptych.rewards.reflection import said_right
+from triptych.scenarios.reflection import DRAWINGS, VERDICTS
 from triptych.trajectory import Picture, Sample, Task
 
 
@@ -27,7 +29,8 @@ def sample(
     }
     task = Task(id="t", prompt="p", metadata={"include": [{}], "limit": limit})
     texts = {} if verdict is None else {"verdict": verdict}
-    return Sample(task=task, texts=texts, pictures=pictures, completion=next(iter(pictures.values()), ""))
+    completion = ["", *pictures.values()][-1]
+    return Sample(task=task, texts=texts, pictures=pictures, completion=completion)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +66,14 @@ def test_verdicts(score: int | None, verdict: str | None, reward: float | None) 
     assert VerdictReward(judge)([sample(score, verdict=verdict)]) == [reward]
 
 
+def test_the_verdicts_of_all_turns_are_worth_their_mean() -> None:
+    found = sample(50, 100, verdict="wrong: add a ring")
+    for text, reward in (("right", 1.0), ("wrong", 0.5)):
+        both = replace(found, texts={**found.texts, "second_verdict": text})
+        assert VerdictReward(judge)([both]) == [reward]
+    assert VerdictReward.pairs == tuple(zip(DRAWINGS, VERDICTS, strict=False)), "those of the scenario"
+
+
 @pytest.mark.parametrize(
     ("first", "second", "limit", "reward"),
     [
@@ -72,8 +83,9 @@ def test_verdicts(score: int | None, verdict: str | None, reward: float | None) 
         (100, 100, 1.0, 0.0),
         (100, 50, 1.0, -0.5),
         (50, 100, 0.5, 0.0),  # right already: that it could score more is no reason to change it
-        (50, None, 1.0, None),
+        (50, None, 1.0, 0.0),  # left as it is
         (None, 50, 1.0, None),
+        (None, None, 1.0, None),
     ],
 )
 def test_improvement(first: int | None, second: int | None, limit: float, reward: float | None) -> None:

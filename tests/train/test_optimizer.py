@@ -108,6 +108,39 @@ def test_clipping_returns_the_norm_before() -> None:
     assert a.grad is None and b.grad is None
 
 
+def test_clipping_by_group_bounds_each_by_itself() -> None:
+    a, b = parameter(1), parameter(2, 2)
+    made = Optimizer({"a": [a], "b": [b]}, OptimizerConfig(max_norm=3.5, clip="group"))
+    a.grad, b.grad = torch.tensor([3.0]), torch.full((2, 2), 2.0)
+    assert made.norms() == pytest.approx({"a": 3.0, "b": 4.0})
+    assert float(made.clip()) == pytest.approx(5.0), "what is returned is the norm of all"
+    torch.testing.assert_close(a.grad, torch.tensor([3.0]))
+    torch.testing.assert_close(b.grad, torch.full((2, 2), 1.75))
+    b.grad = None  # a group that took no part
+    assert made.norms() == pytest.approx({"a": 3.0, "b": 0.0}) and float(made.clip()) == pytest.approx(3.0)
+
+
+def test_one_optimizer_with_rates_and_clipping_by_group_is_one_for_each_group() -> None:
+    def weights() -> dict[str, list[nn.Parameter]]:
+        generator = torch.Generator().manual_seed(0)
+        return {n: [nn.Parameter(torch.randn(3, 4, generator=generator)) for _ in "12"] for n in "ab"}
+
+    about = {"max_norm": 0.5, "clip": "group", "weight_decay": 0.1}
+    together, apart, rates = weights(), weights(), {"a": 0.1, "b": 0.003}
+    made = [Optimizer(together, OptimizerConfig(group_lr=rates, **about))]  # type: ignore[arg-type]
+    own = [Optimizer({n: apart[n]}, OptimizerConfig(lr=rates[n], **about)) for n in "ab"]  # type: ignore[arg-type]
+    for step in range(5):
+        for found, optimizers in ((together, made), (apart, own)):
+            generator = torch.Generator().manual_seed(step)
+            for n, scale in (("a", 1.0), ("b", 100.0)):
+                for p in found[n]:
+                    p.grad = scale * torch.randn(3, 4, generator=generator)
+            for optimizer in optimizers:
+                optimizer.clip()
+                optimizer.step(1.0)
+    assert all(torch.equal(p, q) for n in "ab" for p, q in zip(together[n], apart[n], strict=True))
+
+
 def test_an_average_of_a_line_has_a_closed_form() -> None:
     p = nn.Parameter(torch.zeros(1))
     average = Average([p], 0.9)

@@ -3,17 +3,18 @@
 Knows tasks, a scenario and a judge of pictures; which detector stands behind the judge is the caller's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from triptych.evals.evaluation import Evaluation
-from triptych.evals.geneval import summarise
+from triptych.evals.geneval import Verdict, summarise
 from triptych.models.base import UnifiedModel
-from triptych.rewards.base import RewardSet
+from triptych.rewards.base import RewardFunction, RewardSet
 from triptych.rewards.reflection import Judge
 from triptych.scenarios.base import RolloutSettings, Scenario, play
-from triptych.trajectory import NoiseKey, Picture, Prompt, Sampling, Task
+from triptych.trajectory import NoiseKey, Picture, Prompt, Sample, Sampling, Task
 
 EVALUATION_STEP = -1
 """The step in every evaluation's noise keys: the same drawings' noise before, during and after training."""
@@ -27,13 +28,15 @@ def evaluate_drawing(
     settings: RolloutSettings,
     *,
     seed: int = 0,
+    beside: Mapping[str, RewardFunction] | None = None,
 ) -> Evaluation:
-    """One drawing a task, always with the same noise; summary: score (official), dense, macro, tags, n."""
+    """One drawing a task, always with the same noise; summary: score (official), dense, macro, tags, n.
+
+    ``beside`` are rewards whose means on the same episodes the summary has too, under "heldout".
+    """
     rollout = play(scenario, model, tasks, settings, seed=seed, step=EVALUATION_STEP)
     pictures = [s.completion for s in rollout.samples if isinstance(s.completion, torch.Tensor)]
     verdicts = [judge(p, t.metadata) for p, t in zip(pictures, tasks, strict=True)]
-    table = summarise(verdicts, [t.metadata for t in tasks])
-    overall, macro = table.pop("overall"), table.pop("macro")
     rows = [
         {
             "task": t.id,
@@ -45,7 +48,22 @@ def evaluate_drawing(
         }
         for t, v in zip(tasks, verdicts, strict=True)
     ]
-    summary = {
+    summary = table_of(verdicts, tasks, rollout.samples, beside or {})
+    return Evaluation(summary=summary, pictures=pictures, rows=rows)
+
+
+def table_of(
+    verdicts: Sequence[Verdict],
+    tasks: Sequence[Task],
+    samples: Sequence[Sample],
+    beside: Mapping[str, RewardFunction],
+) -> dict[str, Any]:
+    """The summary of an evaluation from its verdicts, one a task."""
+    table = summarise(verdicts, [{"tag": "all", **t.metadata} for t in tasks])
+    overall, macro = table.pop("overall"), table.pop("macro")
+    values = {name: [v for v in reward(samples) if v is not None] for name, reward in beside.items()}
+    heldout = {name: sum(found) / len(found) for name, found in values.items() if found}
+    return {
         "score": overall["score"],
         "low": overall["low"],
         "high": overall["high"],
@@ -53,8 +71,8 @@ def evaluate_drawing(
         "macro": macro["score"],
         "n": len(tasks),
         "tags": table,
+        **({"heldout": heldout} if beside else {}),
     }
-    return Evaluation(summary=summary, pictures=pictures, rows=rows)
 
 
 def evaluate_rewards(
@@ -75,10 +93,11 @@ def evaluate_rewards(
         {"task": t.id, "prompt": t.prompt, "tag": t.metadata.get("tag", ""), "score": float(total)}
         for t, total in zip(tasks, scores.total, strict=True)
     ]
+    drawn = [s.completion for s in rollout.samples if isinstance(s.completion, torch.Tensor)]
     shown = [b for b, s in enumerate(rollout.samples) if isinstance(s.completion, torch.Tensor)]
     return Evaluation(
         summary={"score": float(scored.mean()) if len(scored) else 0.0, "n": len(scored), "heldout": heldout},
-        pictures=[rollout.samples[b].pictures[scenario.result] for b in shown],
+        pictures=drawn,
         rows=[rows[b] for b in shown],
     )
 

@@ -192,6 +192,17 @@ class UnifiedModel(nn.Module, ABC):
         """Trainable parameters by expert name; each group may have its own learning rate."""
         return {"model": [p for p in self.network.parameters() if p.requires_grad]}
 
+    def train_only(self, names: Sequence[str]) -> None:
+        """Freeze all other groups than ``names``, each of which must be there; raises UserError."""
+        groups = self.parameter_groups()
+        if unknown := [name for name in names if name not in groups]:
+            raise UserError(
+                f"{self.name} has no parameter group {unknown[0]!r} to train; it has {', '.join(groups)}"
+            )
+        for group, parameters in groups.items():
+            for parameter in parameters:
+                parameter.requires_grad_(group in names)
+
     def add_lora(self, settings: LoraSettings) -> None:
         """Put adapters on the network and freeze all else but ``settings.full``; needs the extra ``lora``."""
         from triptych.models.lora import add_lora

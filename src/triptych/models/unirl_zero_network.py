@@ -221,12 +221,6 @@ class UniRLZeroNetwork(nn.Module):
             raise UserError(f"nothing to train in {', '.join(empty)}: all of it is frozen")
         return {name: found[name] for name in names}
 
-    def train_only(self, names: Sequence[str]) -> None:
-        """Freeze every group but these."""
-        self._known(names)
-        for group in self.GROUPS:
-            getattr(self, group).requires_grad_(group in names)
-
     def _known(self, names: Sequence[str]) -> None:
         if unknown := [name for name in names if name not in self.GROUPS]:
             raise UserError(

@@ -9,23 +9,38 @@ from triptych.errors import UserError
 if TYPE_CHECKING:
     from triptych.recipes.base import Recipe
 
+_SIX = {
+    "text": "answer in words",
+    "multimodal": "answer about pictures",
+    "t2i": "draw what is asked",
+    "cycle": "edit, and undo the edit",
+    "cot": "think, then draw",
+    "reflection": "draw, look, draw again",
+}
 SUMMARIES = {
-    "demo": "RL on a starter: it learns to draw what it is asked",
+    "demo": "RL on a starter: it learns to draw to order",
     "janus": "text-to-image RL on public Janus-Pro weights",
     "janus.lora": "the same with LoRA adapters",
     "starters.janus": "train the Janus starter from nothing",
-    "starters.janus.refine": "the starter's second part: mostly drawing, then publish it",
+    "starters.janus.refine": "the starter's second part: mostly drawing",
     "starters.showo": "train the Show-o starter from nothing",
     "starters.unigen": "train the UniGen starter from nothing",
     "starters.unirl_zero": "train the UniRL-Zero starter from nothing",
+    **{f"unirl_zero.{name}": f"RL on a starter: {what}" for name, what in _SIX.items()},
+    "unirl_zero.t2i.nft": "the same as unirl_zero.t2i by DiffusionNFT",
+    **{f"public.unirl_zero.{name}": f"RL on public weights: {what}" for name, what in _SIX.items()},
+    **{f"public.unirl_zero.{name}.lora": "the same with LoRA adapters" for name in _SIX},
 }
 """Every shipped recipe: the name that the command line takes, and one line about it."""
 
 
 def recipes() -> dict[str, "Callable[[], Recipe]"]:
     """The functions that make the recipes, by the names of :data:`SUMMARIES`."""
-    from triptych.recipes import demo, starters
+    from functools import partial
 
+    from triptych.recipes import demo, starters, unirl_zero
+
+    made = {name: partial(unirl_zero.make, name) for name in SUMMARIES if "unirl_zero." in name}
     return {
         "demo": demo.demo,
         "janus": demo.janus,
@@ -35,6 +50,7 @@ def recipes() -> dict[str, "Callable[[], Recipe]"]:
         "starters.showo": starters.showo,
         "starters.unigen": starters.unigen,
         "starters.unirl_zero": starters.unirl_zero,
+        **made,
     }
 
 

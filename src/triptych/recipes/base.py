@@ -95,15 +95,17 @@ def train(
 
 
 def prepare_model(model: UnifiedModel, config: JobConfig, device: torch.device) -> UnifiedModel:
-    """Adapters, attention, device and reference, as the settings say."""
+    """Adapters, what learns, attention, device and reference, as the settings say."""
     if config.lora:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             model.add_lora(config.lora)
+    if config.train:
+        model.train_only(config.train)
     model.to(device)
     model.set_attention(config.attention)
     model.recompute = config.gradient_checkpointing
-    if isinstance(config, PolicyConfig) and config.loss.needs_reference:
+    if isinstance(config, PolicyConfig) and config.needs_reference:
         model.keep_reference(offload=config.reference_offload)
     return model
 

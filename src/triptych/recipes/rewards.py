@@ -11,6 +11,7 @@ from triptych.models.clip import CLIP_H, HPS, PICKSCORE, Clip
 from triptych.recipes import shapes_reasoning, shapes_world
 from triptych.rewards.answers import FormatReward, LengthReward
 from triptych.rewards.base import FunctionReward, RewardFunction, RewardSet, load_reward
+from triptych.rewards.edits import CycleReward
 from triptych.rewards.exchange import token_in
 from triptych.rewards.geneval import GenEvalReward
 from triptych.rewards.image_text import ClipScore, HPSv2, PickScore
@@ -34,6 +35,8 @@ WORLD: dict[str, Callable[[], RewardFunction]] = {
     "quiz": lambda: QuizReward(Lexicon((*KINDS, *CLASSES))),
     "verdict": lambda: VerdictReward(shapes_world.verdict),
     "improvement": lambda: ImprovementReward(shapes_world.verdict),
+    "first": lambda: GenEvalReward(detect, drawing="first", name="first"),
+    "cycle": CycleReward,
 }
 PUBLISHED: dict[str, Callable[[str], RewardFunction]] = {
     "clip": lambda folder: ClipScore(Clip.open(folder or CLIP_H)),

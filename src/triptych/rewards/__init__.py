@@ -2,6 +2,7 @@
 
 from triptych.rewards.answers import AnswerReward, FormatReward, LengthReward
 from triptych.rewards.base import Reward, RewardSet, Scores, load_reward, trl_reward
+from triptych.rewards.edits import CycleReward, DirectionReward
 from triptych.rewards.geneval import GenEvalReward
 from triptych.rewards.image_text import ClipScore, HPSv2, PickScore
 from triptych.rewards.judge import JudgeReward
@@ -13,6 +14,8 @@ from triptych.rewards.remote import RemoteReward
 __all__ = [
     "AnswerReward",
     "ClipScore",
+    "CycleReward",
+    "DirectionReward",
     "FormatReward",
     "GenEvalReward",
     "HPSv2",

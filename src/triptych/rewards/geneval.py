@@ -21,13 +21,15 @@ Detector = Callable[[np.ndarray[Any, Any]], list[Detection]]
 class GenEvalReward:
     """Scores each sample's ``completion`` picture by its task's GenEval metadata (arXiv 2310.11513).
 
-    ``dense`` gives the share of the prompt that is met, in [0, 1]; otherwise GenEval's own 0 or 1. A sample
-    whose task has no ``include``, or whose completion is text, cannot be scored and gets None.
+    ``dense`` gives the share of the prompt that is met, in [0, 1]; otherwise GenEval's own 0 or 1. A
+    ``drawing`` names a segment whose picture is judged instead. A sample whose task has no ``include``, or
+    that has no such picture, cannot be scored and gets None.
     """
 
     detect: Detector
     dense: bool = True
     name: str = "geneval"
+    drawing: str = ""
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
         verdicts = [self._verdict(sample) for sample in samples]
@@ -39,6 +41,7 @@ class GenEvalReward:
         return ["not scored: no include metadata or no picture" if v is None else v.reason for v in verdicts]
 
     def _verdict(self, sample: Sample) -> Verdict | None:
-        if not sample.task.metadata.get("include") or not isinstance(sample.completion, Tensor):
+        picture = sample.pictures.get(self.drawing) if self.drawing else sample.completion
+        if not sample.task.metadata.get("include") or not isinstance(picture, Tensor):
             return None
-        return judge(self.detect(sample.completion.cpu().numpy()), dict(sample.task.metadata))
+        return judge(self.detect(picture.cpu().numpy()), dict(sample.task.metadata))

@@ -1,4 +1,4 @@
-"""Reflection as rewards: was the verdict on the first drawing right, and is the second one better.
+"""Reflection as rewards: were the verdicts on drawings right, is the last drawing better than the first.
 
 Both trust a judge of pictures and know no world; our design from the paper's description (UniRL-Zero, arXiv
 2510.17937, scenario 6; its code has none).
@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from triptych.evals.answers import answer_of
 from triptych.evals.geneval import Verdict
-from triptych.rewards.answers import written
 from triptych.trajectory import Picture, Sample
 
 Judge = Callable[[Picture, Mapping[str, Any]], Verdict]
@@ -26,47 +27,54 @@ def said_right(text: str) -> bool | None:
 
 @dataclass(frozen=True)
 class VerdictReward:
-    """1 where the text calls the drawing what the judge finds it, right or wrong; else 0.
+    """1 where a text calls its drawing what the judge finds it, right or wrong; else 0.
 
-    What is no verdict scores 0. None where the task has no ``include`` or the episode lacks text or drawing.
+    The mean over those of ``pairs``, drawing and text, that the episode has. What is no verdict scores 0.
+    None where the task has no ``include`` or the episode has no pair.
     """
 
     judge: Judge
-    drawing: str = "first"
-    segment: str = "verdict"
+    pairs: tuple[tuple[str, str], ...] = (
+        ("first", "verdict"),
+        ("second", "second_verdict"),
+        ("third", "third_verdict"),
+    )
     name: str = "verdict"
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
         return [self._score(sample) for sample in samples]
 
     def _score(self, sample: Sample) -> float | None:
-        picture, text = sample.pictures.get(self.drawing), written(sample, self.segment)
-        if picture is None or text is None or not sample.task.metadata.get("include"):
+        if not sample.task.metadata.get("include"):
             return None
-        return float(said_right(text) is self.judge(picture, sample.task.metadata).correct)
+        found = [
+            said_right(sample.texts[text])
+            is self.judge(sample.pictures[drawing], sample.task.metadata).correct
+            for drawing, text in self.pairs
+            if drawing in sample.pictures and text in sample.texts
+        ]
+        return sum(found) / len(found) if found else None
 
 
 @dataclass(frozen=True)
 class ImprovementReward:
-    """The second drawing's score less the first's; at most 0 where the first was right already.
+    """The completion's score less that of an earlier ``drawing``; at most 0 where that was right already.
 
-    None where the task has no ``include`` or the episode lacks one of the drawings.
+    So 0 where that drawing was left as it is. None where the task has no ``include`` or the episode lacks one
+    of the two.
     """
 
     judge: Judge
-    drawings: tuple[str, str] = ("first", "second")
+    drawing: str = "first"
     name: str = "improvement"
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
         return [self._score(sample) for sample in samples]
 
     def _score(self, sample: Sample) -> float | None:
-        pictures = [sample.pictures.get(name) for name in self.drawings]
-        if not sample.task.metadata.get("include"):
+        first, last = sample.pictures.get(self.drawing), sample.completion
+        if first is None or not isinstance(last, Tensor) or not sample.task.metadata.get("include"):
             return None
-        verdicts = [self.judge(p, sample.task.metadata) for p in pictures if p is not None]
-        if len(verdicts) < len(pictures):
-            return None
-        before, after = verdicts
+        before, after = (self.judge(picture, sample.task.metadata) for picture in (first, last))
         gain = after.score - before.score
         return min(gain, 0.0) if before.correct else gain

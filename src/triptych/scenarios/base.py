@@ -1,18 +1,28 @@
 """The stage of every scenario: an actor that acts through the model and keeps the record."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import ClassVar, TypeVar
 
 import torch
 
 from triptych.errors import UserError
 from triptych.models.base import UnifiedModel, to_pictures
-from triptych.trajectory import NoiseKey, Picture, Prompt, Rollout, Sample, Sampling, Segment, Task
+from triptych.trajectory import (
+    NoiseKey,
+    Picture,
+    Prompt,
+    Rollout,
+    Sample,
+    Sampling,
+    Segment,
+    Task,
+    TextSegment,
+)
 
 S = TypeVar("S", bound=Segment)
+T = TypeVar("T", str, Picture)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +41,8 @@ class RolloutSettings:
 class Actor:
     """Acts for B rows at once and records every action under the segment's name.
 
-    Row b's random draws depend on ``keys[b]`` and the segment's name alone.
+    Row b's random draws depend on ``keys[b]`` and the segment's name alone. Rows that are not ``active [B]``
+    (default: all are) sit out: they take no action, and their mask is false.
     """
 
     def __init__(self, model: UnifiedModel, keys: Sequence[NoiseKey], settings: RolloutSettings) -> None:
@@ -39,51 +50,82 @@ class Actor:
         self.keys = keys
         self.settings = settings
         self.segments: dict[str, Segment] = {}
-        self.texts: dict[str, list[str]] = {}
-        self.pictures: dict[str, list[Picture]] = {}
+        self.texts: list[dict[str, str]] = [{} for _ in keys]
+        self.pictures: list[dict[str, Picture]] = [{} for _ in keys]
 
-    def draw(self, name: str, prompts: Sequence[Prompt]) -> list[Picture]:
-        """Draw one picture a row; returns them as recorded, uint8 ``[H, W, 3]``."""
+    def draw(
+        self, name: str, prompts: Sequence[Prompt], active: Sequence[bool] | None = None
+    ) -> list[Picture]:
+        """Draw one picture a row; returns them as recorded, uint8 ``[H, W, 3]``.
+
+        For a row that sits out the picture that it drew last is returned: there must be one.
+        """
         sampling, model = self.settings.draw, self.model
         model.require("draw")
-        parts = [model.generate_image(p, sampling, k) for p, k in self._batches(name, prompts)]
-        self.pictures[name] = [x for part in parts for x in to_pictures(model.decode(part))]
-        self._record(name, parts)
-        return self.pictures[name]
 
-    def write(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
-        """Write one text a row."""
+        def draw(prompts: Sequence[Prompt], keys: Sequence[NoiseKey]) -> tuple[Segment, list[Picture]]:
+            segment = model.generate_image(prompts, sampling, keys)
+            return segment, list(to_pictures(model.decode(segment)))
+
+        self._act(name, prompts, active, draw, self.pictures)
+        return [_latest(row, name) for row in self.pictures]
+
+    def write(self, name: str, prompts: Sequence[Prompt], active: Sequence[bool] | None = None) -> list[str]:
+        """Write one text a row; for a row that sits out the text that it wrote last is returned."""
         sampling, model = self.settings.write, self.model
         model.require("read")
-        parts = [model.generate_text(p, sampling, k) for p, k in self._batches(name, prompts)]
-        self.texts[name] = [text for part in parts for text in model.texts(part)]
-        self._record(name, parts)
-        return self.texts[name]
 
-    def _batches(
-        self, name: str, prompts: Sequence[Prompt]
-    ) -> list[tuple[tuple[Prompt, ...], tuple[NoiseKey, ...]]]:
-        assert len(prompts) == len(self.keys), f"{len(prompts)} prompts for {len(self.keys)} rows"
+        def write(prompts: Sequence[Prompt], keys: Sequence[NoiseKey]) -> tuple[TextSegment, list[str]]:
+            segment = model.generate_text(prompts, sampling, keys)
+            return segment, model.texts(segment)
+
+        self._act(name, prompts, active, write, self.texts)
+        return [_latest(row, name) for row in self.texts]
+
+    def _act(
+        self,
+        name: str,
+        prompts: Sequence[Prompt],
+        active: Sequence[bool] | None,
+        act: Callable[[Sequence[Prompt], Sequence[NoiseKey]], tuple[S, list[T]]],
+        outcomes: Sequence[dict[str, T]],
+    ) -> None:
+        """Act for the active rows in batches; record the segment, and each row's outcome."""
+        active = [True] * len(self.keys) if active is None else active
+        for given, what in ((prompts, "prompts"), (active, "active rows")):
+            assert len(given) == len(self.keys), f"{len(given)} {what} for {len(self.keys)} rows"
         assert name not in self.segments, f"two segments called {name!r}"
-        rows = iter([(p, replace(k, segment=name)) for p, k in zip(prompts, self.keys, strict=True)])
-        batches = []
-        while batch := tuple(islice(rows, self.settings.batch)):
-            batches.append((tuple(p for p, _ in batch), tuple(k for _, k in batch)))
-        return batches
+        rows = [b for b, acts in enumerate(active) if acts]
+        batches = [rows[i : i + self.settings.batch] for i in range(0, len(rows), self.settings.batch)]
+        parts = []
+        # Where all sit out one acts for nothing: it tells what the segment's tensors look like.
+        for batch in batches or [[0]]:
+            keys = [replace(self.keys[b], segment=name) for b in batch]
+            part, found = act([prompts[b] for b in batch], keys)
+            parts.append(part)
+            for b, outcome in zip(batch, found, strict=True):
+                if active[b]:
+                    outcomes[b][name] = outcome
+        segment = type(parts[0]).cat(parts).to("cpu")
+        self.segments[name] = segment if all(active) else segment.among(rows, prompts)
 
-    def _record(self, name: str, parts: Sequence[S]) -> None:
-        self.segments[name] = type(parts[0]).cat(parts).to("cpu")
+
+def _latest(outcomes: Mapping[str, T], name: str) -> T:
+    assert outcomes, f"a row sits out of {name!r} that has nothing before it"
+    return list(outcomes.values())[-1]
 
 
 class Scenario(ABC):
     """A short program over a model.
 
-    ``result`` names the segment that is the episode's completion. ``credit`` maps a segment to the
-    rewards that judge it; a segment it does not name is credited with the total.
+    ``needs`` says what the model must be able to do: "read", "draw", "edit". ``result`` names the segment
+    that is the episode's completion; of several it is the last that the episode had a part in. ``credit``
+    maps a segment to the rewards that judge it; one that it does not name is credited with the total.
     """
 
-    result: ClassVar[str]
-    credit: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    needs: ClassVar[tuple[str, ...]] = ()
+    result: ClassVar[str | tuple[str, ...]]
+    credit: Mapping[str, tuple[str, ...]] = {}
 
     @abstractmethod
     def rollout(self, actor: Actor, tasks: Sequence[Task]) -> None:
@@ -101,20 +143,22 @@ def play(
     seed: int,
     step: int,
 ) -> Rollout:
-    """Play ``group`` episodes of every task: rows are ordered by task, then by sample."""
+    """Play ``group`` episodes of every task: rows are ordered by task, then by sample.
+
+    Raises UserError for a model that cannot do what the scenario needs, before anything is drawn.
+    """
+    model.require(*scenario.needs)
     rows = [(task, sample) for task in tasks for sample in range(group)]
     keys = [NoiseKey(seed, step, task.id, sample) for task, sample in rows]
     actor = Actor(model, keys, settings)
     row_tasks = [task for task, _ in rows]
     scenario.rollout(actor, row_tasks)
-    outcomes: Mapping[str, Sequence[str | Picture]] = {**actor.texts, **actor.pictures}
-    samples = tuple(
-        Sample(
-            task=task,
-            texts={name: texts[b] for name, texts in actor.texts.items()},
-            pictures={name: pictures[b] for name, pictures in actor.pictures.items()},
-            completion=outcomes[scenario.result][b],
-        )
-        for b, task in enumerate(row_tasks)
+    results = (scenario.result,) if isinstance(scenario.result, str) else scenario.result
+    samples = []
+    for task, texts, pictures in zip(row_tasks, actor.texts, actor.pictures, strict=True):
+        outcomes: dict[str, str | Picture] = {**texts, **pictures}
+        completion = [outcomes[name] for name in results if name in outcomes][-1]
+        samples.append(Sample(task=task, texts=texts, pictures=pictures, completion=completion))
+    return Rollout(
+        groups=tuple(task.id for task in row_tasks), segments=actor.segments, samples=tuple(samples)
     )
-    return Rollout(groups=tuple(task.id for task in row_tasks), segments=actor.segments, samples=samples)

@@ -11,15 +11,16 @@ from triptych.trajectory import Prompt, Task
 class Edit(Scenario):
     """image + text -> image (UniGen-1.5's editing as generation)."""
 
+    needs: ClassVar[tuple[str, ...]] = ("draw", "edit")
     result: ClassVar[str] = "image"
 
     def rollout(self, actor: Actor, tasks: Sequence[Task]) -> None:
         """One drawing a task, whose ``source`` is the picture to edit."""
-        actor.model.require("edit")
-        actor.draw("image", [_prompt(task) for task in tasks])
+        actor.draw("image", [edit_prompt(task) for task in tasks])
 
 
-def _prompt(task: Task) -> Prompt:
+def edit_prompt(task: Task) -> Prompt:
+    """The picture to change, and what to change; UserError for a task without a ``source``."""
     if task.source is None:
         raise UserError(f"task {task.id} has no source: an edit needs the picture to change")
     return Prompt.of(task.source, task.prompt)

@@ -17,11 +17,12 @@ class SelfQuiz(Scenario):
     several wordings of a task's question the samples of its group get one each, in turn.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("draw", "read")
     result: ClassVar[str] = "image"
 
     def __init__(self, *, drawing: Sequence[str] = (), answer: Sequence[str] = ()) -> None:
         apart = {"image": tuple(drawing), "answer": tuple(answer)}
-        self.credit = {k: names for k, names in apart.items() if names}  # type: ignore[misc]
+        self.credit = {k: names for k, names in apart.items() if names}
 
     def rollout(self, actor: Actor, tasks: Sequence[Task]) -> None:
         """One drawing and one answer a task, whose metadata or columns hold its ``question``."""

@@ -10,6 +10,7 @@ from triptych.trajectory import Prompt, Task
 class TextToImage(Scenario):
     """text -> image (UniRL-Zero, scenario 3; UniGen-1.5's T2I reinforcement learning)."""
 
+    needs: ClassVar[tuple[str, ...]] = ("draw",)
     result: ClassVar[str] = "image"
 
     def rollout(self, actor: Actor, tasks: Sequence[Task]) -> None:

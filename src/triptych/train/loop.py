@@ -33,6 +33,7 @@ from triptych.trajectory import Picture
 class JobConfig:
     """Settings that every training shares.
 
+    ``train`` names the model's parameter groups that learn, all others are frozen; none named: all learn.
     ``micro_batch`` rows go through the model at once when gradients are made; it changes memory, never
     the gradient. ``evaluate_every`` and ``checkpoint_every`` count steps, 0 means at the end only. ``keep``
     checkpoints are kept beside the best one. ``average`` is the decay of a moving average of the weights,
@@ -48,6 +49,7 @@ class JobConfig:
     compute: str = "fp32"
     attention: str = "sdpa"
     gradient_checkpointing: bool = False
+    train: tuple[str, ...] = ()
     lora: LoraSettings | None = None
     average: float | None = None
     evaluate_every: int = 0
@@ -166,15 +168,15 @@ class Loop:
         started = time.perf_counter()
         step = self.at.step + 1
         factor = self.config.optimizer.rate(step, self.config.steps)
-        norm = 0.0
+        norms = {"grad_norm": 0.0}
         for gradient in self.learner.gradients(step):
-            norm = self._apply(gradient, factor)
+            norms = self._apply(gradient, factor)
         self.at.step = step
         seconds = time.perf_counter() - started
         self.at.seconds += seconds
         metrics = {
             **self.learner.metrics(),
-            "grad_norm": norm,
+            **norms,
             "lr": self.config.optimizer.lr * factor,
             "skipped": float(self.at.skipped),
             "seconds": seconds,
@@ -182,19 +184,23 @@ class Loop:
         self.directory.log(step, metrics)
         self.told.show(step, metrics)
 
-    def _apply(self, gradient: Gradient, factor: float) -> float:
+    def _apply(self, gradient: Gradient, factor: float) -> dict[str, float]:
+        """One optimizer step; the gradient's norms, of groups too where there are several."""
         self.optimizer.zero_grad()
         for loss in gradient.losses:
-            loss.backward()
+            if loss.requires_grad:  # not where only frozen weights made it
+                loss.backward()
         gradient.check()
         distributed.sum_gradients(self.optimizer.parameters)
+        groups = self.optimizer.norms() if len(self.optimizer.groups) > 1 else {}
         norm = float(self.optimizer.clip())
+        norms = {"grad_norm": norm, **{f"grad_norm/{name}": value for name, value in groups.items()}}
         if math.isfinite(norm):
             self.optimizer.step(factor)
             self.at.skipped_in_a_row = 0
             if self.average:
                 self.average.update()
-            return norm
+            return norms
         self.at.skipped += 1
         self.at.skipped_in_a_row += 1
         if self.at.skipped_in_a_row >= self.config.max_skipped:
@@ -203,7 +209,7 @@ class Loop:
                 f"the gradient was not finite in {self.at.skipped_in_a_row} steps in a row (last: step"
                 f" {self.at.step + 1}); the last good checkpoint is {good or 'none'}"
             )
-        return norm
+        return norms
 
     # -- evaluation --------------------------------------------------------------------------------
     def _evaluate(self, name: str) -> None:

@@ -32,7 +32,7 @@ class NFTConfig(PolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.loss != PolicyLossConfig():
+        if self.losses != (PolicyLossConfig(),):
             raise UserError("loss is for policy gradients: DiffusionNFT's own settings are nft.*")
 
 
@@ -64,7 +64,9 @@ class NFTLearner(PolicyLearner):
     def _denominators(self, batch: Batch, rows: Sequence[int]) -> dict[str, Denominators]:
         counts = {}
         for name, found in batch.advantages.items():
-            count = distributed.all_sum(found.scored[list(rows)].sum().double() * self.config.nft.times)
+            acted = torch.tensor([batch.rollout.samples[b].acted(name) for b in rows], dtype=torch.bool)
+            scored = found.scored[list(rows)] & acted
+            count = distributed.all_sum(scored.sum().double() * self.config.nft.times)
             counts[name] = Denominators(count, count)
         return counts
 

@@ -21,7 +21,8 @@ class OptimizerConfig:
 
     ``lr`` is the base rate; ``group_lr`` overrides it for named parameter groups. ``muon_lr`` is Muon's own
     rate, scaled by the same schedule. ``decay`` is the share of steps, at the end, in which the rate falls
-    linearly to zero. Gradients are clipped to ``max_norm`` (global L2 norm).
+    linearly to zero. Gradients are clipped to ``max_norm``, the L2 norm of all of them together ("global") or
+    of each group by itself ("group"), as if it had an optimizer of its own.
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
@@ -34,6 +35,7 @@ class OptimizerConfig:
     warmup: int = 0
     decay: float = 0.0
     max_norm: float = 1.0
+    clip: Literal["global", "group"] = "global"
 
     def __post_init__(self) -> None:
         for name in ("lr", "muon_lr", "max_norm"):
@@ -48,11 +50,12 @@ class OptimizerConfig:
 
 
 class Optimizer:
-    """One or two torch optimizers stepped together, with a global gradient norm."""
+    """One or two torch optimizers stepped together."""
 
     def __init__(self, groups: Mapping[str, Sequence[nn.Parameter]], config: OptimizerConfig) -> None:
         _check(groups, config)
         self.config = config
+        self.groups = {name: list(parameters) for name, parameters in groups.items()}
         self.parameters = [p for group in groups.values() for p in group]
         matrices: list[dict[str, object]] = []
         others: list[dict[str, object]] = []
@@ -79,9 +82,17 @@ class Optimizer:
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
+    def norms(self) -> dict[str, float]:
+        """The gradient's L2 norm in each group."""
+        return {name: float(_norm(parameters)) for name, parameters in self.groups.items()}
+
     def clip(self) -> Tensor:
-        """Clip to ``max_norm``; returns the norm before."""
-        return nn.utils.clip_grad_norm_(self.parameters, self.config.max_norm)
+        """Clip to ``max_norm``; returns the norm before, of all gradients together."""
+        whole = _norm(self.parameters)
+        for parameters in self.groups.values() if self.config.clip == "group" else [self.parameters]:
+            norm = whole if self.config.clip == "global" else _norm(parameters)
+            nn.utils.clip_grads_with_norm_(parameters, self.config.max_norm, norm)
+        return whole
 
     def step(self, factor: float) -> None:
         """One update at ``factor`` times the base rates."""
@@ -89,6 +100,10 @@ class Optimizer:
             for group in part.param_groups:
                 group["lr"] = group["base"] * factor
             part.step()
+
+
+def _norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def is_hidden_matrix(parameter: nn.Parameter) -> bool:

@@ -28,7 +28,7 @@ from triptych.scenarios.base import RolloutSettings, Scenario, play
 from triptych.train import distributed
 from triptych.train.loop import Gradient, JobConfig
 from triptych.train.tasks import TaskStream
-from triptych.trajectory import Picture, Rollout, Sample, Segment, Task
+from triptych.trajectory import Picture, Rollout, Sample, Segment, Task, TextSegment
 
 NOISE_CLIPPED = 0.01
 """Share of actions that the first pass may clip, where every ratio should be 1, without a warning."""
@@ -44,10 +44,11 @@ class PolicyConfig(JobConfig):
     each group into the loss, those whose rewards spread most (PODS; 0 is all of them); advantages still
     compare with the whole group. ``rewards`` are names of the recipe's world or "file.py:function", with
     weights; ``held_out`` ones are reported, never trained on. ``combine`` adds rewards before normalisation
-    ("sum") or after ("each", GDPO). ``segment_weights`` scale the losses of segments. A run stops at its
-    first step if a score differs from the recorded log-probability by more than ``ratio_tolerance``, and with
-    ``stop_on_collusion`` after an evaluation where answers got better and drawings did not
-    (:func:`triptych.evals.collusion.since_start`).
+    ("sum") or after ("each", GDPO). ``loss`` is the objective, ``draw_loss`` that of drawings where it is to
+    be another: a denoising step's ratio moves far less than a token's. ``segment_weights`` scale the losses
+    of segments. A run stops at its first step if a score differs from the recorded log-probability by more
+    than ``ratio_tolerance``, and with ``stop_on_collusion`` after an evaluation where answers got better and
+    drawings did not (:func:`triptych.evals.collusion.since_start`).
     """
 
     tasks: str = "shapes"
@@ -64,6 +65,7 @@ class PolicyConfig(JobConfig):
     rollout: RolloutSettings = RolloutSettings()
     advantage: AdvantageConfig = AdvantageConfig()
     loss: PolicyLossConfig = PolicyLossConfig()
+    draw_loss: PolicyLossConfig | None = None
     segment_weights: Mapping[str, float] = field(default_factory=dict)
     ratio_tolerance: float = 1e-5
     stop_on_collusion: bool = False
@@ -84,6 +86,20 @@ class PolicyConfig(JobConfig):
             raise UserError("advantage.kind 'softmax' weighs one summed reward: set combine to 'sum'")
         if self.compute != "fp32":
             raise UserError("policies are scored in fp32: compute must be fp32 here")
+
+    def loss_of(self, segment: Segment) -> PolicyLossConfig:
+        """The objective of a segment, by whether it was written or drawn."""
+        return self.loss if isinstance(segment, TextSegment) else self.draw_loss or self.loss
+
+    @property
+    def losses(self) -> tuple[PolicyLossConfig, ...]:
+        """Every objective."""
+        return (self.loss,) if self.draw_loss is None else (self.loss, self.draw_loss)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether an objective holds the policy to a reference."""
+        return any(loss.needs_reference for loss in self.losses)
 
 
 @dataclass(frozen=True)
@@ -278,20 +294,24 @@ class PolicyLearner:
 
     # -- gradients ---------------------------------------------------------------------------------
     def losses(self, batch: Batch, rows: Sequence[int], *, first: bool = True) -> Iterator[Tensor]:
-        """Losses of the given rows in micro-batches; they sum to the objective of one optimizer step."""
+        """Losses of the given rows in micro-batches; they sum to the objective of one optimizer step.
+
+        Rows that sat out of a segment are not scored there.
+        """
         size = self.config.micro_batch
         denominators = self._denominators(batch, rows)
         rows = self._live(batch, rows)
         for name in batch.rollout.segments:
-            for i in range(0, len(rows), size):
-                yield self._loss(batch, name, list(rows[i : i + size]), denominators[name], first)
+            acted = [b for b in rows if batch.rollout.samples[b].acted(name)]
+            for i in range(0, len(acted), size):
+                yield self._loss(batch, name, acted[i : i + size], denominators[name], first)
 
     def _live(self, batch: Batch, rows: Sequence[int]) -> Sequence[int]:
         """Without rows whose loss is exactly 0, where no regulariser holds them.
 
         All of them where that leaves none on any process: what was drawn is checked and measured even so.
         """
-        if self.config.loss.kl_coef or self.config.loss.entropy_coef:
+        if any(loss.kl_coef or loss.entropy_coef for loss in self.config.losses):
             return rows
         alive = torch.stack([found.values != 0 for found in batch.advantages.values()]).any(0)
         live = [b for b in rows if alive[b]]
@@ -303,7 +323,7 @@ class PolicyLearner:
         for name, segment in batch.rollout.segments.items():
             mask = segment.mask[list(rows)] & segment.logp[list(rows)].isfinite()
             scored = batch.advantages[name].scored[list(rows)]
-            local = Denominators.count(mask & scored[:, None], mask, self.config.loss)
+            local = Denominators.count(mask & scored[:, None], mask, self.config.loss_of(segment))
             both = distributed.all_sum(torch.stack([local.policy, local.regulariser]))
             counts[name] = Denominators(both[0], both[1])
         return counts
@@ -311,8 +331,9 @@ class PolicyLearner:
     def _loss(
         self, batch: Batch, name: str, rows: list[int], denominators: Denominators, first: bool
     ) -> Tensor:
-        config, device = self.config.loss, self.model.device
+        device = self.model.device
         segment: Segment = batch.rollout.segments[name].rows(rows).to(device)
+        config = self.config.loss_of(segment)
         advantages = batch.advantages[name]
         scores = self.model.score(segment, config.needs | {"entropy"})
         assert scores.logp is not None
@@ -352,7 +373,7 @@ class PolicyLearner:
         if (clipped := found.means()["clip_fraction"]) > NOISE_CLIPPED:
             warnings.warn(
                 f"{clipped:.0%} of actions are clipped before the first update: the clip range lies within"
-                " the noise of scoring; widen loss.clip_low and loss.clip_high",
+                " the noise of scoring; widen clip_low and clip_high of loss or draw_loss",
                 stacklevel=2,
             )
         self.checked = True
@@ -363,6 +384,9 @@ class PolicyLearner:
         assert self.batch is not None
         total = sum(distributed.gather_objects(self.sums), PolicyMetrics())
         means = total.means()
+        episodes = self.batch.metrics["episodes"]
+        acted = distributed.gather_objects(self.batch.rollout.acted())
+        shares = {name: sum(counts[name] for counts in acted) / episodes for name in acted[0]}
         seconds = time.perf_counter() - self.started
         return {
             **self.batch.metrics,
@@ -371,7 +395,8 @@ class PolicyLearner:
             "entropy": means["entropy"],
             "ratio_error": max(distributed.gather_objects(self.ratio_error)),
             "non_finite": means["non_finite"],
-            "samples_per_second": self.batch.metrics["episodes"] / seconds,
+            "samples_per_second": episodes / seconds,
+            **{f"acted/{name}": share for name, share in shares.items() if share < 1},
         }
 
     def samples(self) -> tuple[Sequence[Picture], Sequence[Mapping[str, Any]]]:

@@ -1,0 +1,280 @@
+"""UniRL-Zero's six scenarios (arXiv 2510.17937; METHODS 2): on a starter in minutes, and on public weights.
+
+On a starter the tasks are the embedded world's, and so are the rewards. On public weights tasks and rewards
+are yours (``--tasks my.jsonl --rewards my_reward.py:score 1``) and settings the paper's, where it has any:
+group 8, ten drawn steps at noise level 0.7 and shift 3, guidance 3.5 inside the policy, KL 0.01 for words and
+4e-3 for drawings; to draw, the diffusion expert and what leads to it learn at 1e-5 and the language expert is
+frozen; to think and draw, they learn at 3e-6 and it at 5e-7. Ours are: 5e-7 for words alone, clipping at 1e-4
+for drawings, texts of up to 512 tokens, and for adapters ten times the rates.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from triptych.errors import UserError
+from triptych.evals.drawing import evaluate_drawing, evaluate_rewards
+from triptych.evals.evaluation import Evaluation
+from triptych.evals.reading import evaluate_answers
+from triptych.learn.policy_loss import PolicyLossConfig
+from triptych.models import load
+from triptych.models.base import LoraSettings, UnifiedModel
+from triptych.recipes import SUMMARIES, shapes_reasoning, shapes_world
+from triptych.recipes.base import Parts, Recipe
+from triptych.recipes.rewards import build_rewards
+from triptych.rewards.answers import FormatReward
+from triptych.rewards.base import RewardFunction, RewardSet
+from triptych.rewards.edits import CycleReward
+from triptych.rewards.geneval import GenEvalReward
+from triptych.rewards.preservation import PreservationReward
+from triptych.scenarios.base import RolloutSettings, Scenario
+from triptych.scenarios.chain_of_thought import ChainOfThought
+from triptych.scenarios.cycle_edit import CycleEdit
+from triptych.scenarios.reasoning import MultimodalReasoning, TextReasoning
+from triptych.scenarios.reflection import Reflection
+from triptych.scenarios.text_to_image import TextToImage
+from triptych.shapes.critiques import QUESTION
+from triptych.shapes.verifier import detect
+from triptych.train.nft import NFTConfig, NFTLearner
+from triptych.train.optimizer import OptimizerConfig
+from triptych.train.policy import PolicyConfig, PolicyLearner
+from triptych.train.tasks import read_tasks
+from triptych.trajectory import Denoising, Sampling, Task
+
+PARTS = "Qwen/Qwen2.5-VL-3B-Instruct + Efficient-Large-Model/Sana_1600M_512px_diffusers"
+"""Public weights; queries and connector start at random, so what draws is to be pre-trained first."""
+SAVED = "models/unirl_zero"
+"""Where adapters look for their base: parts put together and saved, see :func:`open_model`."""
+TRAIN_TASKS = 2048
+BESIDE: dict[str, RewardFunction] = {
+    "format": FormatReward(segment="thought"),
+    "first": GenEvalReward(detect, dense=False, drawing="first", name="first"),
+    "cycle": CycleReward(),
+    "preservation": PreservationReward(),
+}
+"""What evaluations tell beside the official rule, where an episode has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThoughtConfig(PolicyConfig):
+    """With ``apart`` the drawing is credited with all rewards but "format": form is the thought's own."""
+
+    apart: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReflectionConfig(PolicyConfig):
+    """The model may look ``turns`` times, 1 to 3; ``question`` is what it is asked about its drawing."""
+
+    turns: int = 1
+    question: str = QUESTION
+
+
+# -- on a starter ----------------------------------------------------------------------------------
+# For words a score may be off by what sharp attention makes of rounding, see the demo's settings. Drawings
+# alone keep to a tenth of their clip range; together with words the warning about clipped actions guards it.
+STARTER = PolicyConfig(
+    model="starters/unirl_zero",
+    steps=60,
+    prompts=32,
+    group=8,
+    learn_from=4,
+    attention="eager",
+    rollout=RolloutSettings(write=Sampling(max_tokens=48)),
+    draw_loss=PolicyLossConfig(clip_low=1e-3, clip_high=1e-3),
+    optimizer=OptimizerConfig(lr=1e-4, warmup=5, decay=0.5),
+    ratio_tolerance=1e-3,
+    checkpoint_every=25,
+)
+DRAWN = replace(STARTER, ratio_tolerance=1e-4)
+ODE = RolloutSettings(draw=Sampling(denoise=Denoising(noise="ode")))
+NFT = NFTConfig(**vars(DRAWN) | {"draw_loss": None, "rollout": ODE, "learn_from": 0})
+ANSWER, THOUGHT = {"answer": 1.0, "format": 0.2}, {"geneval": 1.0, "format": 0.2}
+CYCLE = {"geneval": 4.0, "cycle": 1.0}
+REFLECTION = {"first": 1.0, "verdict": 1.0, "improvement": 1.0}
+
+# -- on public weights -----------------------------------------------------------------------------
+PUBLIC = PolicyConfig(
+    model=PARTS,
+    tasks="prompts.jsonl",
+    steps=1000,
+    prompts=8,
+    group=8,
+    micro_batch=4,
+    gradient_checkpointing=True,
+    rollout=RolloutSettings(draw=Sampling(guidance=3.5), write=Sampling(max_tokens=512), batch=32),
+    loss=PolicyLossConfig(kl_coef=0.01),
+    draw_loss=PolicyLossConfig(clip_low=1e-4, clip_high=1e-4, kl_coef=4e-3, kl="exact"),
+    optimizer=OptimizerConfig(lr=3e-6, group_lr={"lm": 5e-7}, warmup=20),
+    ratio_tolerance=1e-3,
+    reference_offload=True,
+    evaluate_tasks=100,
+)
+TO_READ = replace(PUBLIC, train=("lm",), optimizer=OptimizerConfig(lr=5e-7, warmup=20))
+TO_DRAW = replace(
+    PUBLIC,
+    train=("dm", "connector", "queries"),
+    optimizer=OptimizerConfig(lr=1e-5, warmup=20),
+    ratio_tolerance=1e-5,
+)
+LM_LAYERS = LoraSettings().targets
+DM_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One of the six: scenario, tasks of the world (n, and a seed for training ones), and settings."""
+
+    scenario: Callable[[Any], Scenario]
+    tasks: Callable[[int, int | None], list[Task]]
+    starter: PolicyConfig
+    public: PolicyConfig
+    adapted: tuple[str, ...]
+
+
+def _drawing_tasks(n: int, seed: int | None) -> list[Task]:
+    return shapes_world.test_tasks(n) if seed is None else shapes_world.train_tasks(n, seed)
+
+
+def _thinking(config: ThoughtConfig) -> Scenario:
+    drawing = tuple(name for name in config.rewards if name != "format")
+    return ChainOfThought({"image": drawing} if config.apart else None)
+
+
+EPISODES = {
+    "text": Episode(
+        scenario=lambda config: TextReasoning(),
+        tasks=shapes_reasoning.problem_tasks,
+        starter=replace(STARTER, rewards=ANSWER),
+        public=replace(TO_READ, rewards=ANSWER),
+        adapted=LM_LAYERS,
+    ),
+    "multimodal": Episode(
+        scenario=lambda config: MultimodalReasoning(),
+        tasks=shapes_reasoning.question_tasks,
+        starter=replace(STARTER, rewards=ANSWER),
+        public=replace(TO_READ, rewards=ANSWER),
+        adapted=LM_LAYERS,
+    ),
+    "t2i": Episode(
+        scenario=lambda config: TextToImage(),
+        tasks=_drawing_tasks,
+        starter=replace(DRAWN, held_out=("background",)),
+        public=TO_DRAW,
+        adapted=DM_LAYERS,
+    ),
+    "cycle": Episode(
+        scenario=lambda config: CycleEdit(),
+        tasks=shapes_world.edit_tasks,
+        starter=replace(DRAWN, rewards=CYCLE, held_out=("preservation",)),
+        public=replace(TO_DRAW, rewards=CYCLE),
+        adapted=DM_LAYERS,
+    ),
+    "cot": Episode(
+        scenario=_thinking,
+        tasks=shapes_reasoning.vague_tasks,
+        starter=ThoughtConfig(**vars(STARTER) | {"rewards": THOUGHT}),
+        public=ThoughtConfig(**vars(PUBLIC) | {"rewards": THOUGHT}),
+        adapted=(*LM_LAYERS, *DM_LAYERS),
+    ),
+    "reflection": Episode(
+        scenario=lambda config: Reflection(config.question, config.turns),
+        tasks=_drawing_tasks,
+        starter=ReflectionConfig(
+            **vars(STARTER) | {"rewards": REFLECTION, "held_out": ("geneval",), "learn_from": 0}
+        ),
+        public=ReflectionConfig(**vars(PUBLIC) | {"rewards": REFLECTION}),
+        adapted=(*LM_LAYERS, *DM_LAYERS),
+    ),
+}
+"""The paper's scenarios, in its order. Only the language expert's words depend on it in the first two."""
+
+
+def make(name: str) -> Recipe:
+    """A recipe of this file by its name in SUMMARIES: ``[public.]unirl_zero.EPISODE[.lora|.nft]``."""
+    public, _, rest = name.rpartition("unirl_zero.")
+    which, _, how = rest.partition(".")
+    episode = EPISODES[which]
+    config = NFT if how == "nft" else episode.public if public else episode.starter
+    if how == "lora":
+        config = _with_adapters(config, episode.adapted)
+    learner = NFTLearner if how == "nft" else PolicyLearner
+    return Recipe(
+        name=name, summary=SUMMARIES[name], config=config, build=partial(build, episode, learner=learner)
+    )
+
+
+def _with_adapters(config: PolicyConfig, layers: tuple[str, ...]) -> PolicyConfig:
+    """Adapters of rank 32; queries and connector train in full where drawings are learned from."""
+    full = () if layers == LM_LAYERS else ("queries", "connector")
+    rates = config.optimizer
+    group_lr = {group: 10 * rate for group, rate in rates.group_lr.items()}
+    return replace(
+        config,
+        model=SAVED,
+        lora=LoraSettings(rank=32, alpha=64, targets=layers, full=full),
+        optimizer=replace(rates, lr=10 * rates.lr, group_lr=group_lr),
+    )
+
+
+def build(episode: Episode, config: Any, learner: type[PolicyLearner] = PolicyLearner) -> Parts:
+    """Tasks of the world or of a user's file, whose last tenth is held out; rewards by name."""
+    scenario, rewards = episode.scenario(config), build_rewards(config)
+    judge: Callable[[UnifiedModel, Sequence[Task]], Evaluation]
+    if config.tasks == "shapes":
+        train, held = episode.tasks(TRAIN_TASKS, config.seed), episode.tasks(config.evaluate_tasks, None)
+        judge = partial(_judged, scenario, config.rollout)
+    else:
+        train = read_tasks(config.tasks)
+        if not (count := min(config.evaluate_tasks, len(train) // 10)):
+            raise UserError(f"{config.tasks} has {len(train)} tasks: at least 10, for a tenth is held out")
+        train, held = train[:-count], train[-count:]
+        judge = partial(_scored, scenario, config.rollout, rewards)
+    return Parts(
+        model=lambda: open_model(config),
+        learner=lambda m: learner(config, m, scenario, train, rewards, explain=shapes_world.explain),
+        evaluate=lambda model, step: judge(model, held),
+    )
+
+
+def _judged(
+    scenario: Scenario, settings: RolloutSettings, model: UnifiedModel, tasks: Sequence[Task]
+) -> Evaluation:
+    """Held-out answers by the world's rule, or drawings by the official one."""
+    if scenario.needs == ("read",):
+        form = {"format": FormatReward()}
+        return evaluate_answers(model, scenario, tasks, shapes_reasoning.right_answers, settings, form)
+    return evaluate_drawing(model, scenario, tasks, shapes_world.verdict, settings, beside=BESIDE)
+
+
+def _scored(
+    scenario: Scenario,
+    settings: RolloutSettings,
+    rewards: RewardSet,
+    model: UnifiedModel,
+    tasks: Sequence[Task],
+) -> Evaluation:
+    """A user's held-out tasks: the share of answers that the first reward calls right, or the mean reward."""
+    if scenario.needs == ("read",):
+        return evaluate_answers(model, scenario, tasks, next(iter(rewards.rewards.values())), settings)
+    return evaluate_rewards(model, scenario, tasks, rewards, settings)
+
+
+def open_model(config: PolicyConfig) -> UnifiedModel:
+    """A model by name, or "QWEN + DIFFUSION": put together from folders or hub names of public parts.
+
+    Its queries and connector start at random: they are to be trained before it can draw what it is told.
+    Raises UserError for parts with adapters, which are saved with the name of the one folder they belong to.
+    """
+    qwen, plus, diffusion = config.model.partition(" + ")
+    if not plus:
+        return load(config.model)
+    if config.lora:
+        raise UserError(
+            "adapters need a base that is saved: UniRLZeroModel.from_parts(...).save_pretrained(FOLDER),"
+            " then --model FOLDER"
+        )
+    from triptych.models.unirl_zero import UniRLZeroModel  # brings diffusers, slow to import
+
+    return UniRLZeroModel.from_parts(qwen, diffusion, seed=config.seed)
