@@ -253,7 +253,7 @@ def test_rewards_that_are_not_there(run: Callable[[str], Ended]) -> None:
     Path("mine.py").write_text("def good(prompts, completions): return [1.0] * len(prompts)\n")
     Path("broken.py").write_text("import nothing_like_it\n")
     for rewards, expected in (
-        ("clip 1", "no reward called 'clip'; there are geneval, geneval_official, background, or"),
+        ("clip 1", "no reward called 'clip'; there are geneval, geneval_official, background, "),
         ("mine.py:bad 1", "reward 'mine.py:bad': mine.py has no function bad; it has good"),
         ("gone.py:good 1", "reward 'gone.py:good': no such file gone.py"),
         ("broken.py:good 1", "reward 'broken.py:good': broken.py failed to import: ModuleNotFoundError"),
