@@ -20,13 +20,14 @@ from triptych.learn.policy_loss import PolicyLossConfig
 from triptych.models.base import Example, UnifiedModel
 from triptych.recipes.base import Parts, Recipe, train
 from triptych.rewards.base import RewardSet
+from triptych.scenarios.base import Actor, Scenario
 from triptych.scenarios.text_to_image import TextToImage
 from triptych.train import distributed
 from triptych.train.optimizer import OptimizerConfig
 from triptych.train.policy import PolicyConfig, PolicyLearner
 from triptych.train.progress import Progress
 from triptych.train.supervised import SupervisedConfig, SupervisedLearner
-from triptych.trajectory import Prompt, Sample
+from triptych.trajectory import Prompt, Sample, Task
 
 Outcome = dict[str, Tensor]
 
@@ -43,12 +44,25 @@ def second_task_dead(samples: Sequence[Sample]) -> list[float | None]:
     return [0.5 if v is None else v for v in second_task_unscored(samples)]
 
 
+class SomeDrawAgain(Scenario):
+    """image -> image, the second only for the step's second task: one of two processes has nothing there."""
+
+    result = ("image", "more")
+
+    def rollout(self, actor: Actor, tasks: Sequence[Task]) -> None:
+        second = learner().stream.batch(0, 3)[1].id
+        prompts = [Prompt.of(task.prompt) for task in tasks]
+        actor.draw("image", prompts)
+        actor.draw("more", prompts, [task.id == second for task in tasks])
+
+
 CASES: dict[str, dict[str, Any]] = {
     "three prompts": {"functions": {"red": some_redness}},
     "write and draw": {"scenario": WriteThenDraw(), "functions": {"red": some_redness}, "micro_batch": 3},
     "sequence": {"loss": PolicyLossConfig(aggregation="sequence", kl_coef=0.3, entropy_coef=0.1)},
     "minibatches": {"prompts": 5, "minibatches": 2, "loss": PolicyLossConfig(kl_coef=0.3)},
     "one rank unscored": {"functions": {"red": second_task_unscored}},
+    "some sit out": {"scenario": SomeDrawAgain(), "loss": PolicyLossConfig(kl_coef=0.3)},
     "redraw": {"functions": {"red": second_task_dead}, "redraw": 2},
 }
 
