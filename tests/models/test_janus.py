@@ -409,7 +409,7 @@ def test_pixels_are_what_the_public_image_processor_makes_of_them(
     torch.testing.assert_close(model.pixels([seen])[0], theirs, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("need", ["velocity", "mean"])
+@pytest.mark.parametrize("need", ["variance", "mean"])
 def test_asking_for_what_it_cannot_give_is_a_clear_error(need: str) -> None:
     model = starter_janus()
     drawn = generate(model, "image", [PROMPT], Sampling())
