@@ -36,7 +36,7 @@ MASKED = replace(
     steps=50,
     prompts=16,
     rollout=RolloutSettings(draw=Sampling(unmask=Unmasking(steps=8, trained=4))),
-    optimizer=OptimizerConfig(lr=4e-4, warmup=5, decay=1.0),
+    optimizer=OptimizerConfig(lr=8e-4, warmup=5, decay=1.0),
 )
 # A denoising step's ratio is a geometric mean over the latent's dimensions: it moves far less than a token's.
 DENOISED = replace(
