@@ -24,6 +24,7 @@ JANUS = PolicyConfig(
     prompts=32,
     group=8,
     learn_from=4,
+    rollout=RolloutSettings(batch=256),
     attention="eager",
     optimizer=OptimizerConfig(lr=6e-4, warmup=5, decay=1.0),
     # On the trained starter the mean error is 1e-7 and the largest of 16,384 actions up to 2e-4, of a
