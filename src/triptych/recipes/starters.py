@@ -140,21 +140,14 @@ def unigen() -> Recipe:
 
 def unirl_zero() -> Recipe:
     """The UniRL-Zero starter: flow matching for its diffusion expert, words for its language expert."""
-    first = janus()
+    first = showo()
     assert isinstance(first.config, StarterConfig)
     config = replace(
         first.config,
         sizes=TinyUniRLZero(),
-        steps=3000,
-        batch=96,
-        micro_batch=96,
         read_share=0.2,
-        read_first=300,
         edit_share=0.06,
         more=dict(problem=0.04, question=0.04, rewrite=0.04, vague=0.06, critique=0.1, redraw=0.04),
-        optimizer=OptimizerConfig(kind="muon", lr=1e-3, muon_lr=0.02, warmup=100, decay=0.5),
-        evaluate_every=600,
-        checkpoint_every=200,
     )
     return replace(first, name="starters.unirl_zero", summary=SUMMARIES["starters.unirl_zero"], config=config)
 

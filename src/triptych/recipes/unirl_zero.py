@@ -22,6 +22,7 @@ from triptych.models import load
 from triptych.models.base import LoraSettings, UnifiedModel
 from triptych.recipes import SUMMARIES, shapes_reasoning, shapes_world
 from triptych.recipes.base import Parts, Recipe
+from triptych.recipes.demo import split_tasks
 from triptych.recipes.rewards import build_rewards
 from triptych.rewards.answers import FormatReward
 from triptych.rewards.base import RewardFunction, RewardSet
@@ -39,7 +40,6 @@ from triptych.shapes.verifier import detect
 from triptych.train.nft import NFTConfig, NFTLearner
 from triptych.train.optimizer import OptimizerConfig
 from triptych.train.policy import PolicyConfig, PolicyLearner
-from triptych.train.tasks import read_tasks
 from triptych.trajectory import Denoising, Sampling, Task
 
 PARTS = "Qwen/Qwen2.5-VL-3B-Instruct + Efficient-Large-Model/Sana_1600M_512px_diffusers"
@@ -226,10 +226,7 @@ def build(episode: Episode, config: Any, learner: type[PolicyLearner] = PolicyLe
         train, held = episode.tasks(TRAIN_TASKS, config.seed), episode.tasks(config.evaluate_tasks, None)
         judge = partial(_judged, scenario, config.rollout)
     else:
-        train = read_tasks(config.tasks)
-        if not (count := min(config.evaluate_tasks, len(train) // 10)):
-            raise UserError(f"{config.tasks} has {len(train)} tasks: at least 10, for a tenth is held out")
-        train, held = train[:-count], train[-count:]
+        train, held = split_tasks(config)
         judge = partial(_scored, scenario, config.rollout, rewards)
     return Parts(
         model=lambda: open_model(config),

@@ -18,7 +18,6 @@ from triptych.trajectory import (
     Sampling,
     Segment,
     Task,
-    TextSegment,
 )
 
 S = TypeVar("S", bound=Segment)
@@ -75,7 +74,7 @@ class Actor:
         sampling, model = self.settings.write, self.model
         model.require("read")
 
-        def write(prompts: Sequence[Prompt], keys: Sequence[NoiseKey]) -> tuple[TextSegment, list[str]]:
+        def write(prompts: Sequence[Prompt], keys: Sequence[NoiseKey]) -> tuple[Segment, list[str]]:
             segment = model.generate_text(prompts, sampling, keys)
             return segment, model.texts(segment)
 

@@ -28,7 +28,7 @@ from triptych.scenarios.base import RolloutSettings, Scenario, play
 from triptych.train import distributed
 from triptych.train.loop import Gradient, JobConfig
 from triptych.train.tasks import TaskStream
-from triptych.trajectory import Picture, Rollout, Sample, Segment, Task, TextSegment
+from triptych.trajectory import Picture, Rollout, Sample, Segment, Task
 
 NOISE_CLIPPED = 0.01
 """Share of actions that the first pass may clip, where every ratio should be 1, without a warning."""
@@ -86,10 +86,6 @@ class PolicyConfig(JobConfig):
             raise UserError("advantage.kind 'softmax' weighs one summed reward: set combine to 'sum'")
         if self.compute != "fp32":
             raise UserError("policies are scored in fp32: compute must be fp32 here")
-
-    def loss_of(self, segment: Segment) -> PolicyLossConfig:
-        """The objective of a segment, by whether it was written or drawn."""
-        return self.loss if isinstance(segment, TextSegment) else self.draw_loss or self.loss
 
     @property
     def losses(self) -> tuple[PolicyLossConfig, ...]:
@@ -323,17 +319,22 @@ class PolicyLearner:
         for name, segment in batch.rollout.segments.items():
             mask = segment.mask[list(rows)] & segment.logp[list(rows)].isfinite()
             scored = batch.advantages[name].scored[list(rows)]
-            local = Denominators.count(mask & scored[:, None], mask, self.config.loss_of(segment))
+            local = Denominators.count(mask & scored[:, None], mask, self._objective(batch, name))
             both = distributed.all_sum(torch.stack([local.policy, local.regulariser]))
             counts[name] = Denominators(both[0], both[1])
         return counts
+
+    def _objective(self, batch: Batch, name: str) -> PolicyLossConfig:
+        """The objective of a segment: that of drawings where it left pictures, whatever its actions are."""
+        drawn = any(name in sample.pictures for sample in batch.rollout.samples)
+        return self.config.draw_loss if drawn and self.config.draw_loss else self.config.loss
 
     def _loss(
         self, batch: Batch, name: str, rows: list[int], denominators: Denominators, first: bool
     ) -> Tensor:
         device = self.model.device
         segment: Segment = batch.rollout.segments[name].rows(rows).to(device)
-        config = self.config.loss_of(segment)
+        config = self._objective(batch, name)
         advantages = batch.advantages[name]
         scores = self.model.score(segment, config.needs | {"entropy"})
         assert scores.logp is not None
