@@ -192,6 +192,7 @@ class TinyUniGen(TinyShowo):
     """Sizes of a small UniGen: those of a small Show-o, and of the tower that it reads through."""
 
     hidden: int = 384
+    codes: int = 2048
     vision_width: int = 128
     vision_layers: int = 3
 

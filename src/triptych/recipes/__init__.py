@@ -24,7 +24,7 @@ SUMMARIES = {
     "starters.janus": "train the Janus starter from nothing",
     "starters.janus.refine": "the starter's second part: mostly drawing",
     "starters.showo": "train the Show-o starter from nothing",
-    "starters.unigen": "train the UniGen starter from nothing",
+    "unigen15.pretrain": "UniGen-1.5's first stage, from nothing",
     "starters.unirl_zero": "train the UniRL-Zero starter from nothing",
     **{f"unirl_zero.{name}": f"RL on a starter: {what}" for name, what in _SIX.items()},
     "unirl_zero.t2i.nft": "the same as unirl_zero.t2i by DiffusionNFT",
@@ -38,7 +38,7 @@ def recipes() -> dict[str, "Callable[[], Recipe]"]:
     """The functions that make the recipes, by the names of :data:`SUMMARIES`."""
     from functools import partial
 
-    from triptych.recipes import demo, starters, unirl_zero
+    from triptych.recipes import demo, starters, unigen15, unirl_zero
 
     made = {name: partial(unirl_zero.make, name) for name in SUMMARIES if "unirl_zero." in name}
     return {
@@ -48,7 +48,7 @@ def recipes() -> dict[str, "Callable[[], Recipe]"]:
         "starters.janus": starters.janus,
         "starters.janus.refine": starters.janus_refine,
         "starters.showo": starters.showo,
-        "starters.unigen": starters.unigen,
+        "unigen15.pretrain": unigen15.pretrain,
         "starters.unirl_zero": starters.unirl_zero,
         **made,
     }

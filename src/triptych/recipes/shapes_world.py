@@ -38,7 +38,7 @@ from triptych.shapes.prompts import (
     vocabulary,
 )
 from triptych.shapes.questions import answer_matches, test_questions, train_question
-from triptych.shapes.scenes import sample_scene
+from triptych.shapes.scenes import BACKGROUNDS, sample_scene
 from triptych.shapes.verifier import background_drift, detect
 from triptych.trajectory import NoiseKey, Picture, Prompt, Sample, Task
 
@@ -207,9 +207,9 @@ def _read(rng: np.random.Generator) -> Example:
 
 
 @cache
-def codec(codes: int, seed: int = 0) -> PatchCodec:
-    """The patch dictionary of the training split's pictures."""
-    return fit(_codec_pictures(seed), codes)
+def codec(codes: int, seed: int = 0, backgrounds: int = 1) -> PatchCodec:
+    """The patch dictionary of the training split's pictures, on the first of the world's backgrounds."""
+    return fit(_codec_pictures(seed, backgrounds), codes)
 
 
 def latent_codec(codes: int, channels: int, seed: int = 0) -> "PatchLatentCodec":
@@ -219,10 +219,11 @@ def latent_codec(codes: int, channels: int, seed: int = 0) -> "PatchLatentCodec"
     return PatchLatentCodec.fit(codec(codes, seed), _codec_pictures(seed), channels)
 
 
-def _codec_pictures(seed: int) -> Tensor:
+def _codec_pictures(seed: int, backgrounds: int = 1) -> Tensor:
     rng = np.random.default_rng([seed, 3])
     scenes = [sample_scene(train_prompt(rng), rng) for _ in range(CODEC_SCENES)]
-    return as_images([picture_of(s) for s in scenes])
+    found = list(BACKGROUNDS.values())[:backgrounds]
+    return as_images([picture_of(replace(s, background=b)) for s in scenes for b in found])
 
 
 def as_images(pictures: Sequence[Picture]) -> Tensor:

@@ -130,14 +130,6 @@ def showo() -> Recipe:
     return replace(first, name="starters.showo", summary=SUMMARIES["starters.showo"], config=config)
 
 
-def unigen() -> Recipe:
-    """The UniGen starter: as Show-o's, with a tower to read through, and a few edits among its examples."""
-    first = showo()
-    assert isinstance(first.config, StarterConfig)
-    config = replace(first.config, sizes=TinyUniGen(), edit_share=0.1)
-    return replace(first, name="starters.unigen", summary=SUMMARIES["starters.unigen"], config=config)
-
-
 def unirl_zero() -> Recipe:
     """The UniRL-Zero starter: flow matching for its diffusion expert, words for its language expert."""
     first = showo()
@@ -163,9 +155,10 @@ def _fresh(sizes: Sizes, seed: int) -> UnifiedModel:
     if isinstance(sizes, TinyUniRLZero):
         latents = shapes_world.latent_codec(sizes.codes, sizes.channels, seed)
         return tiny_unirl_zero(shapes_world.words(edits=True, reasoning=True), sizes, latents, seed)
-    codec = shapes_world.codec(sizes.codes, seed)
     if isinstance(sizes, TinyUniGen):
-        return tiny_unigen(shapes_world.words(edits=True), sizes, codec, seed)
+        codec = shapes_world.codec(sizes.codes, seed, backgrounds=2)
+        return tiny_unigen(shapes_world.words(edits=True, reasoning=True), sizes, codec, seed)
+    codec = shapes_world.codec(sizes.codes, seed)
     if isinstance(sizes, TinyShowo):
         return tiny_showo(shapes_world.words(), sizes, codec, seed)
     return tiny_janus(shapes_world.words(), sizes, codec, seed)

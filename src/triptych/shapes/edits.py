@@ -21,7 +21,9 @@ from triptych.shapes.scenes import COLORS, KINDS, Box, Scene, Shape, sample_scen
 REVERSES = {"add": "remove", "remove": "add", "replace": "replace", "adjust": "adjust"}
 """Each kind of edit, and the kind that undoes it."""
 EDITS = tuple(REVERSES)
-WORDS = ("add", "make", "remove", "replace", "the", "with")
+_SAID = "add make remove replace the with extract keep only move swap put turn into all it everything to in"
+_SAID += " on background gray white style ink blueprint copper picture larger smaller"
+WORDS = tuple(_SAID.split())
 """What instructions say beyond the words of prompts."""
 TEST_SEED = 11_2025
 

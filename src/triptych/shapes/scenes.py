@@ -30,7 +30,8 @@ PALETTE: dict[str, Color] = {
     "black": (20, 20, 24),
 }
 COLORS = tuple(PALETTE)
-BACKGROUND: Color = (246, 245, 240)
+BACKGROUNDS: dict[str, Color] = {"white": (246, 245, 240), "gray": (168, 172, 178)}
+BACKGROUND = BACKGROUNDS["white"]
 
 BASE_CANVAS = 32
 LATTICE = 2  # places, at the base canvas
