@@ -2,9 +2,10 @@
 
 The plain loop draws every step with noise (conditions encoded once a rollout, branches of guidance in one
 batch), and then learns from one step after another: conditions, velocity, log-probability, backward. Ours
-encodes conditions once for all trained steps, and puts many steps into a forward. Same weights, prompts,
-noise and number of threads; runs alternate. Rows of their own: a window of steps, and branches from one
-starting noise, which learn from fewer steps. Peak memory is taken in processes of their own.
+encodes conditions once for all trained steps, and learns from fewer rows at a time but all their steps, so
+that a graph holds no more canvases than the plain one. Same weights, prompts, noise and number of threads;
+runs alternate. Rows of their own: a window of steps, and branches from one starting noise, which learn from
+fewer steps. Peak memory is taken in processes of their own.
 
     python benchmarks/flow_step.py [--rows 32] [--micro 32] [--steps 10] [--guidance 3.5] [--runs 5]
 """
@@ -56,7 +57,9 @@ def settings(way: str, asked: argparse.Namespace) -> Sampling:
     return Sampling(guidance=asked.guidance, denoise=denoise)
 
 
-def parts(segment: FlowImageSegment, micro: int) -> list[FlowImageSegment]:
+def parts(segment: FlowImageSegment, canvases: int) -> list[FlowImageSegment]:
+    """Rows whose steps of noise together make ``canvases``."""
+    micro = max(1, canvases // segment.logp.shape[1])
     return [segment.rows(range(i, min(i + micro, len(segment)))) for i in range(0, len(segment), micro)]
 
 
