@@ -49,6 +49,7 @@ def _device() -> str:
 
 def _memory(console: Console, recipe: Recipe, model: UnifiedModel) -> None:
     config = recipe.config
+    keeps = isinstance(config, PolicyConfig) and config.needs_reference
     weights = sum(p.numel() for p in model.network.parameters())
     trained = weights if config.lora is None else round(0.02 * weights)
     copies = {
@@ -56,7 +57,7 @@ def _memory(console: Console, recipe: Recipe, model: UnifiedModel) -> None:
         "gradients": 4 * trained,
         "optimizer states": 8 * trained,
         "moving average": 4 * trained if config.average else 0,
-        "reference": 4 * weights if _keeps_reference(recipe) and config.lora is None else 0,
+        "reference": 4 * weights if keeps and config.lora is None else 0,
     }
     console.print(f"{recipe.name}: {weights / 1e6:.1f}M parameters; memory before activations")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -65,10 +66,6 @@ def _memory(console: Console, recipe: Recipe, model: UnifiedModel) -> None:
         amount = f"{size / GIB:8.1f} GiB" if size >= GIB else f"{size / 2**20:8.1f} MiB"
         console.print(f"  {name:<18} {amount}")
     console.print()
-
-
-def _keeps_reference(recipe: Recipe) -> bool:
-    return isinstance(recipe.config, PolicyConfig) and recipe.config.needs_reference
 
 
 def ratio_errors(model: UnifiedModel, sampling: Sampling) -> Tensor:

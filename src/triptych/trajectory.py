@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -270,15 +271,14 @@ class Segment(ABC):
     def save(self, path: Path) -> None:
         """Write ``path.safetensors`` and ``path.json``; :func:`load_segment` reads them back bit for bit."""
         tensors = {f"field.{name}": value.contiguous() for name, value in self.tensors().items()}
-        turns: list[list[dict[str, Any]]] = []
-        for row, prompt in enumerate(self.context):
-            turns.append([{"role": t.role, "content": []} for t in prompt.turns])
-            for i, turn in enumerate(prompt.turns):
-                for j, part in enumerate(turn.content):
-                    if isinstance(part, Tensor):
-                        tensors[f"picture.{row}.{i}.{j}"] = part.clone(memory_format=torch.contiguous_format)
-                    turns[row][i]["content"].append(part if isinstance(part, str) else None)
-        about = {"kind": self.kind, "name": self.name, "sampling": asdict(self.sampling), "context": turns}
+        pictures = [picture for prompt in self.context for picture in prompt.pictures]
+        for i, picture in enumerate(pictures):
+            tensors[f"picture.{i}"] = picture.clone(memory_format=torch.contiguous_format)
+        context = [
+            [(turn.role, [p if isinstance(p, str) else None for p in turn.content]) for turn in prompt.turns]
+            for prompt in self.context
+        ]
+        about = {"kind": self.kind, "name": self.name, "sampling": asdict(self.sampling), "context": context}
         data, description = _files(path)
         save_file(tensors, data)
         description.write_text(json.dumps(about))
@@ -438,21 +438,12 @@ def load_segment(path: Path) -> Segment:
     """Read what :meth:`Segment.save` wrote."""
     data, description = _files(path)
     about, tensors = json.loads(description.read_text()), load_file(data)
-    context = tuple(
-        Prompt(
-            tuple(
-                Turn(
-                    role=turn["role"],
-                    content=tuple(
-                        tensors[f"picture.{row}.{i}.{j}"] if part is None else part
-                        for j, part in enumerate(turn["content"])
-                    ),
-                )
-                for i, turn in enumerate(prompt)
-            )
-        )
-        for row, prompt in enumerate(about["context"])
-    )
+    pictures = (tensors[f"picture.{i}"] for i in count())
+
+    def turn(role: str, content: Sequence[str | None]) -> Turn:
+        return Turn(role=role, content=tuple(next(pictures) if part is None else part for part in content))
+
+    context = tuple(Prompt(tuple(turn(*each) for each in prompt)) for prompt in about["context"])
     recorded = {n.removeprefix("field."): t for n, t in tensors.items() if n.startswith("field.")}
     settings = about["sampling"]
     nested = {"unmask": Unmasking(**settings["unmask"]), "denoise": Denoising(**settings["denoise"])}

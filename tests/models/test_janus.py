@@ -92,8 +92,8 @@ def test_segments_joined_to_another_width_score_the_same() -> None:
 def test_a_hidden_state_at_the_token_instead_of_before_it_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     model = starter_janus()
     segment = generate(model, "image", mixed_prompts(), Sampling(guidance=3.0))
-    before = model._hidden
-    monkeypatch.setattr(model, "_hidden", lambda *args: before(*args).roll(-1, dims=1))
+    before = model._written
+    monkeypatch.setattr(model, "_written", lambda *args, **about: before(*args, **about).roll(-1, dims=1))
     assert score_gap(model, segment) > 0.1
 
 

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForCondition
 from tiny_models import WORDS
 from tiny_unirl import Made, columns_of, latents, patch_codec, tiny_sizes, with_sana, with_sd3
 from triptych.errors import UserError
+from triptych.models import causal
 from triptych.models.diffusion import Sana
 from triptych.models.latent_codec import PatchLatentCodec
 from triptych.models.tiny import THOUGHT_MARKS, TinyUniRLZero, tiny_unirl_zero
@@ -36,11 +37,10 @@ def saved(made: Made, folder: Path) -> Path:
 @torch.no_grad()
 def outcome(network: UniRLZeroNetwork, made: Made) -> list[torch.Tensor]:
     columns = columns_of((network, made[1]))
-    answers = torch.ones(5, 4).long()
     condition = network.condition(columns, EDIT)
     sigma = torch.linspace(0.1, 0.9, 5)
     return [
-        network.lm.lm_head(network.written(columns, answers, answers.bool())),
+        network.lm.lm_head(causal.teacher_forced(network.decoder(columns), columns.embeds, columns.valid)),
         condition,
         network.dm(latents(5), sigma, condition, latents(5, 1)),
     ]

@@ -68,6 +68,8 @@ def evaluation(step: int, name: str, correct: list[bool], shift: float) -> dict[
         mine = correct[k :: len(TAGS)]
         score, low, high = wilson(sum(mine), len(mine))
         tags[tag] = {"n": len(mine), "score": score, "low": low, "high": high}
+    heldout = {"understanding": 0.93 - shift, "diversity": 0.25 - shift}
+    heldout |= {"background_drift": 0.004, "right_but_misread": 0.12}
     return {
         "step": step,
         "name": name,
@@ -76,7 +78,7 @@ def evaluation(step: int, name: str, correct: list[bool], shift: float) -> dict[
         "n": len(correct),
         "tags": tags,
         "macro": sum(t["score"] for t in tags.values()) / len(tags),
-        "heldout": {"understanding": 0.93 - shift, "diversity": 0.25 - shift, "background_drift": 0.004},
+        "heldout": heldout,
     }
 
 
@@ -204,6 +206,7 @@ def test_each_number_is_shown(page: str) -> None:
     assert "Skipped updates 1 of 200 steps" in text
     assert f"understanding 0.93 0.89 {MINUS}0.04 {MINUS}4%" in text
     assert "background drift 0.004 0.004 0" in text
+    assert "right but misread share of right drawings that the model itself answers wrongly about 0." in text
     assert "control 51.9%" in text
     assert "optimizer.lr 0.0003" in text and "resume none" in text
     assert "torch 2.13.0" in text

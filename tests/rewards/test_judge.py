@@ -19,7 +19,7 @@ from PIL import Image
 from triptych.errors import UserError
 from triptych.recipes.rewards import find_reward
 from triptych.rewards import JudgeReward, RewardSet
-from triptych.rewards.exchange import Unanswered, exchange
+from triptych.rewards.exchange import Client, Unanswered
 from triptych.rewards.judge import score_in
 from triptych.trajectory import Sample, Task
 
@@ -178,7 +178,7 @@ def test_pauses_grow(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("triptych.rewards.exchange.time.sleep", pauses.append)
     server.answer = lambda body: 429
     with pytest.raises(Unanswered, match="answers 429: no"):
-        exchange(server.url, {}, retries=3, pause=0.5)
+        Client(retries=3, pause=0.5).exchange(server.url, {})
     assert pauses == [0.5, 1.0, 2.0]
 
 

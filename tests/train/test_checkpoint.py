@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -187,7 +188,6 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "AdamW": lambda p: torch.optim.AdamW(
         [{"params": p[:1], "base": 0.3}, {"params": p[1:], "lr": 0.02}], betas=(0.8, 0.99), amsgrad=True
     ),
-    "tensor rate": lambda p: torch.optim.AdamW(p, lr=torch.tensor(0.1)),
     "NAdam": lambda p: torch.optim.NAdam(p),
     "Muon": lambda p: torch.optim.Muon(p, lr=0.05, weight_decay=0.1),
     "SGD": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -222,18 +222,10 @@ def test_an_optimizer_goes_on_bit_for_bit(tmp_path: Path, kind: str, steps: int)
     fresh = OPTIMIZERS[kind](again)
     unpack_optimizer(fresh, loaded["optimizer"], state)
     repacked, about_again = pack_optimizer(fresh)
-    assert same(repacked, tensors) and about_again == about
+    assert same(repacked, tensors) and about_again == json.loads(json.dumps(about))
     advance(parameters, optimizer, 5)
     advance(again, fresh, 5)
     assert all(torch.equal(a, b) for a, b in zip(parameters, again, strict=True))
-
-
-def test_states_keep_their_dtype_beside_weights_of_another() -> None:
-    _, optimizer = trained("AdamW", 2)
-    tensors, about = pack_optimizer(optimizer)
-    fresh = OPTIMIZERS["AdamW"]([nn.Parameter(torch.zeros(4, 3, dtype=torch.bfloat16)) for _ in range(3)])
-    unpack_optimizer(fresh, tensors, about)
-    assert same(pack_optimizer(fresh)[0], tensors)
 
 
 def test_another_models_optimizer_is_refused() -> None:

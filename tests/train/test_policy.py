@@ -163,8 +163,10 @@ def wrong_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hidden_states_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = JanusModel._hidden
-    monkeypatch.setattr(JanusModel, "_hidden", lambda self, *rest: right(self, *rest).roll(1, dims=1))
+    right = JanusModel._written
+    monkeypatch.setattr(
+        JanusModel, "_written", lambda self, *rest, **about: right(self, *rest, **about).roll(1, dims=1)
+    )
 
 
 def guidance_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

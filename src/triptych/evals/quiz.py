@@ -6,7 +6,7 @@ GenEval's six tags over any list of objects, colours and relations, apart from a
 
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ def make_quiz(
     n: int,
     lexicon: Lexicon,
     *,
-    relations: Sequence[str] = RELATIONS,
     excluded: Iterable[str] = (),
     seed: int = 0,
     variants: bool = False,
@@ -50,7 +49,7 @@ def make_quiz(
     tags = list(TAGS)
     while len(rows) < n and tags:
         for tag in tuple(tags):
-            row = _fresh(tag, lexicon, relations, taken, rng)
+            row = _fresh(tag, lexicon, taken, rng)
             if row is None:
                 tags.remove(tag)
                 continue
@@ -62,11 +61,11 @@ def make_quiz(
 
 
 def _fresh(
-    tag: str, lexicon: Lexicon, relations: Sequence[str], taken: set[tuple[str, ...]], rng: random.Random
+    tag: str, lexicon: Lexicon, taken: set[tuple[str, ...]], rng: random.Random
 ) -> dict[str, Any] | None:
     """A prompt that is not ``taken``, which then has it; None where there seems to be none left."""
     for _ in range(ATTEMPTS):
-        include = _include(tag, lexicon, relations, rng)
+        include = _include(tag, lexicon, rng)
         if any(e["class"] in (_UNCOLORED, *lexicon.colors) and "color" in e for e in include):
             continue  # nor is there an orange orange
         metadata = metadata_of(tag, include)
@@ -77,14 +76,12 @@ def _fresh(
     return None
 
 
-def _include(
-    tag: str, lexicon: Lexicon, relations: Sequence[str], rng: random.Random
-) -> list[dict[str, Any]]:
+def _include(tag: str, lexicon: Lexicon, rng: random.Random) -> list[dict[str, Any]]:
     names = rng.sample(lexicon.objects, 2 if tag in ("two_object", "position", "color_attr") else 1)
     count = rng.randint(2, MAX_COUNT) if tag == "counting" else 1
     entries: list[dict[str, Any]] = [{"class": name, "count": count} for name in names]
     if tag == "position":
-        entries[1]["position"] = [rng.choice(relations), 0]
+        entries[1]["position"] = [rng.choice(RELATIONS), 0]
     if tag in ("colors", "color_attr"):
         for entry, color in zip(entries, rng.sample(lexicon.colors, len(entries)), strict=True):
             entry["color"] = color

@@ -9,7 +9,7 @@ Shape legend: R rows (twice B under guidance), P prefix length, A actions, D wid
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,14 +18,6 @@ from torch.utils.checkpoint import checkpoint
 from triptych.errors import UserError
 from triptych.kernels import tokens as kernel
 from triptych.trajectory import Denoising, Sampling, Unmasking
-
-
-class Cache(Protocol):
-    """What attention layers ask of the keys and values that lie before theirs."""
-
-    def update(self, key: Tensor, value: Tensor, layer: int, /) -> tuple[Tensor, Tensor]:
-        """All keys and values ``[R, heads, T, d]`` to attend to, given a layer's new ones."""
-        ...
 
 
 class BufferCache:
@@ -83,11 +75,14 @@ def run_layers(
     embeds: Tensor,
     mask: Tensor | None,
     position_ids: Tensor,
-    cache: Cache | None = None,
+    cache: Any = None,
     *,
     recompute: bool = False,
 ) -> Tensor:
-    """Hidden states ``[R, new, D]`` after the final norm, for a decoder with Llama's names for its parts."""
+    """Hidden states ``[R, new, D]`` after the final norm, for a decoder with Llama's names for its parts.
+
+    ``cache``: what has the one method of :class:`BufferCache`.
+    """
     rotary = lm.rotary_emb(embeds, position_ids=position_ids)
     hidden = embeds
     for layer in lm.layers:
@@ -101,15 +96,14 @@ def run_layers(
             hidden = checkpoint(layer, hidden, use_reentrant=False, **arguments)
         else:
             hidden = layer(hidden, **arguments)
-    final: Tensor = lm.norm(hidden)
-    return final
+    return lm.norm(hidden)
 
 
 def teacher_forced(
     lm: Any,
     embeds: Tensor,
     valid: Tensor,
-    past: Cache | None = None,
+    past: Any = None,
     *,
     seen: Tensor | None = None,
     recompute: bool = False,

@@ -13,13 +13,10 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from triptych.errors import UserError
-from triptych.models.quiet import quiet
-from triptych.models.weights import fill, open_part, read_state_dict
+from triptych.models.weights import fill, open_part, opened, read_state_dict
 from triptych.trajectory import Picture
 
 CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -75,7 +72,7 @@ class Clip:
         """
         processor, tokenizer = _readers(reader)
         with torch.device("meta"):
-            model = CLIPModel(_opened(CLIPConfig, reader))
+            model = CLIPModel(_about(CLIPConfig, reader))
         fill(model, from_open_clip(read_state_dict(folder, [HPS_FILE])), f"{folder}/{HPS_FILE}")
         for embeddings in (model.text_model.embeddings, model.vision_model.embeddings):
             count = embeddings.position_embedding.num_embeddings  # the one buffer, which no file holds
@@ -141,12 +138,8 @@ def _ready(model: CLIPModel) -> CLIPModel:
 
 
 def _readers(folder: str | Path) -> tuple[CLIPImageProcessorPil, CLIPTokenizer]:
-    return _opened(CLIPImageProcessorPil, folder), _opened(CLIPTokenizer, folder)
+    return _about(CLIPImageProcessorPil, folder), _about(CLIPTokenizer, folder)
 
 
-def _opened(kind: Any, folder: str | Path) -> Any:
-    try:
-        with quiet():
-            return kind.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise UserError(f"no {kind.__name__} at {folder}: {str(error).splitlines()[0]}") from None
+def _about(kind: Any, folder: str | Path) -> Any:
+    return opened(kind, folder, f"no {kind.__name__} at {folder}")

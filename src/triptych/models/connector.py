@@ -47,8 +47,7 @@ class Connector(nn.Module):
                 hidden = checkpoint(layer, hidden, use_reentrant=False)
             else:
                 hidden = layer(hidden)
-        captions: Tensor = self.out(self.norm(hidden))
-        return captions
+        return self.out(self.norm(hidden))
 
 
 class _Layer(nn.Module):
@@ -72,5 +71,4 @@ class _Layer(nn.Module):
         mixed = scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
         hidden = hidden + self.o(mixed.transpose(1, 2).flatten(2))
         x = self.mlp_norm(hidden)
-        result: Tensor = hidden + self.down(silu(self.gate(x)) * self.up(x))
-        return result
+        return hidden + self.down(silu(self.gate(x)) * self.up(x))

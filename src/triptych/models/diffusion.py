@@ -95,8 +95,7 @@ class Sana(DiffusionExpert):
 
     def _run(self, x: Tensor, times: Tensor, condition: Tensor) -> Tensor:
         scaled = times * self.model.config.timestep_scale
-        result: Tensor = self.model(x, condition, scaled, return_dict=False)[0]
-        return result
+        return self.model(x, condition, scaled, return_dict=False)[0]
 
     def restore(self) -> None:
         """The sines and cosines of positions, where a configuration has them; SANA-1.6B has none."""
@@ -129,8 +128,7 @@ class SD3(DiffusionExpert):
 
     def _run(self, x: Tensor, times: Tensor, condition: Tensor) -> Tensor:
         pooled = self.pool(condition.mean(dim=1))
-        result: Tensor = self.model(x, condition, pooled, times, return_dict=False)[0]
-        return result
+        return self.model(x, condition, pooled, times, return_dict=False)[0]
 
 
 EXPERTS: Mapping[str, tuple[type[DiffusionExpert], Any]] = {

@@ -11,7 +11,6 @@ Shape legend: B rows, P padded prompt length, A actions, N image tokens, D width
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -23,22 +22,20 @@ from transformers import AutoTokenizer, JanusConfig, JanusForConditionalGenerati
 from transformers.utils import cached_file
 
 from triptych.errors import UserError
-from triptych.kernels import tokens as kernel
 from triptych.kernels.noise import uniforms
 from triptych.models import causal
-from triptych.models.base import Codec, Example, LossSum, Scores, UnifiedModel, from_pictures
-from triptych.models.lora import adapters, open_adapter, save_adapter
-from triptych.models.packed import packed, quick
+from triptych.models.base import Codec, Example, LossSum, Scores, from_pictures
+from triptych.models.packed import packed
 from triptych.models.patch_codec import PatchCodec
 from triptych.models.quiet import quiet
-from triptych.models.rows import answer_count, answers, as_recorded, left_padded, mark, texts
+from triptych.models.rows import as_recorded, left_padded, mark
+from triptych.models.writing import Prefix, WritingModel
 from triptych.trajectory import (
     NoiseKey,
     Picture,
     Prompt,
     Sampling,
     Segment,
-    TextSegment,
     TokenImageSegment,
     TokenSegment,
 )
@@ -77,19 +74,12 @@ class VQCodec:
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
 
-@dataclass(frozen=True)
-class _Context:
-    """Left-padded prompts as embeddings ``[B, P, D]`` with the columns that count ``[B, P]``."""
-
-    embeds: Tensor
-    valid: Tensor
-
-
-class JanusModel(UnifiedModel):
+class JanusModel(WritingModel):
     """Janus behind the :class:`~triptych.models.base.UnifiedModel` contract: reads and draws."""
 
     can: frozenset[str] = frozenset({"read", "draw"})
     name: ClassVar[str] = "janus"
+    title: ClassVar[str] = "Janus"
 
     def __init__(
         self,
@@ -100,11 +90,7 @@ class JanusModel(UnifiedModel):
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
     ) -> None:
-        super().__init__()
-        self.network = network
-        self.eval()
-        self.tokenizer = tokenizer
-        self.codec: Codec = codec if codec is not None else VQCodec(network.model.vqmodel)
+        super().__init__(network, tokenizer, codec if codec is not None else VQCodec(network.model.vqmodel))
         self.mean, self.std = tuple(mean), tuple(std)
         vision = network.config.vision_config
         self.image_size = int(vision.image_size)
@@ -112,7 +98,7 @@ class JanusModel(UnifiedModel):
         self.draw_tokens = (self.image_size // int(vision.patch_size)) ** 2
         self.vocabulary = int(network.config.text_config.vocab_size)
         self.codes = int(network.config.vq_config.num_embeddings)
-        self.begin_image, self.image = (mark(tokenizer, text, "Janus") for text in (BEGIN_IMAGE, IMAGE))
+        self.begin_image, self.image = (mark(tokenizer, text, self.title) for text in (BEGIN_IMAGE, IMAGE))
         self.end = int(tokenizer.eos_token_id)
 
     # -- prompts -----------------------------------------------------------------------------------
@@ -135,20 +121,22 @@ class JanusModel(UnifiedModel):
         stays = (ids == self.tokenizer.bos_token_id) | (ids == self.begin_image)
         return torch.where(stays, ids, int(self.tokenizer.pad_token_id or 0))
 
-    def _context(
+    def _prefix(
         self, prompts: Sequence[Prompt], draw: bool, guidance: float = 1.0, blank: Tensor | None = None
-    ) -> _Context:
+    ) -> Prefix:
         """With guidance, every row once more without its prompt; rows in ``blank [B]`` never have it."""
         ids, valid = self._ids(prompts, draw)
         embeds = self._with_pictures(ids, prompts)
-        if guidance == 1 and blank is None:
-            return _Context(embeds, valid)
-        uncond = self.network.get_input_embeddings()(self._without_condition(ids))
-        if blank is not None:
-            embeds = torch.where(blank[:, None, None], uncond, embeds)
-        if guidance == 1:
-            return _Context(embeds, valid)
-        return _Context(torch.cat([embeds, uncond]), torch.cat([valid, valid]))
+        if guidance != 1 or blank is not None:
+            uncond = self.network.get_input_embeddings()(self._without_condition(ids))
+            if blank is not None:
+                embeds = torch.where(blank[:, None, None], uncond, embeds)
+            if guidance != 1:
+                embeds, valid = torch.cat([embeds, uncond]), torch.cat([valid, valid])
+        return Prefix(self.network.model.language_model, embeds, valid)
+
+    def _answer_prefix(self, prompts: Sequence[Prompt], room: int) -> Prefix:
+        return self._prefix(prompts, draw=False)
 
     def _with_pictures(self, ids: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         embeds: Tensor = self.network.get_input_embeddings()(ids)
@@ -180,48 +168,28 @@ class JanusModel(UnifiedModel):
 
     # -- acting ------------------------------------------------------------------------------------
     def _embed_codes(self, ids: Tensor) -> Tensor:
-        embeds: Tensor = self.network.prepare_embeddings_for_image_generation(ids)
-        return embeds
+        return self.network.prepare_embeddings_for_image_generation(ids)
 
-    def _embed_words(self, ids: Tensor) -> Tensor:
-        embeds: Tensor = self.network.get_input_embeddings()(ids)
-        return embeds
+    @property
+    def _lm(self) -> nn.Module:
+        return self.network.model.language_model
 
-    @torch.no_grad()
-    def generate_text(
-        self, prompts: Sequence[Prompt], sampling: Sampling, keys: Sequence[NoiseKey]
-    ) -> TextSegment:
-        """Write answers: ``tokens [B, A]``, A the longest answer; the end token counts as an action."""
-        if sampling.guidance != 1:
-            raise UserError(f"janus writes text without guidance; got guidance {sampling.guidance}")
-        context = self._context(prompts, draw=False)
-        core, head = self.network.model, self.network.lm_head
-        with packed(core.language_model, head, rows=len(prompts)):
-            written = causal.autoregress(
-                core.language_model,
-                context.embeds,
-                context.valid,
-                uniforms(keys, sampling.max_tokens).to(self.device),
-                sampling,
-                head=head,
-                embed=self._embed_words,
-                end=self.end,
-            )
-        return TextSegment(name=keys[0].segment, context=tuple(prompts), sampling=sampling, **vars(written))
+    def _head(self, segment: TokenSegment | None = None) -> tuple[nn.Module, int]:
+        if isinstance(segment, TokenImageSegment):
+            return self.network.model.generation_head, self.codes
+        return self.network.lm_head, self.vocabulary
 
     @torch.no_grad()
     def generate_image(
         self, prompts: Sequence[Prompt], sampling: Sampling, keys: Sequence[NoiseKey]
     ) -> TokenImageSegment:
         """Draw pictures: ``tokens [B, N]`` in raster order."""
-        context = self._context(prompts, draw=True, guidance=sampling.guidance)
-        core = self.network.model
-        parts = (core.language_model, core.generation_head, core.generation_aligner)
-        with packed(*parts, rows=len(context.embeds)):
+        before, core = self._prefix(prompts, draw=True, guidance=sampling.guidance), self.network.model
+        with packed(self._lm, core.generation_head, core.generation_aligner, rows=len(before.embeds)):
             drawn = causal.autoregress(
-                core.language_model,
-                context.embeds,
-                context.valid,
+                before.decoder,
+                before.embeds,
+                before.valid,
                 uniforms(keys, self.draw_tokens).to(self.device),
                 sampling,
                 head=core.generation_head,
@@ -232,47 +200,29 @@ class JanusModel(UnifiedModel):
         )
 
     # -- scoring -----------------------------------------------------------------------------------
-    def _hidden(self, segment: TokenSegment, blank: Tensor | None = None) -> Tensor:
-        """Hidden states that predict the actions, ``[B or 2B, A, D]``: each one *before* its token."""
+    def _written(self, segment: TokenSegment, blank: Tensor | None = None) -> Tensor:
+        """Also of a drawing, then ``[B or 2B, A, D]``."""
         draw = isinstance(segment, TokenImageSegment)
-        context = self._context(segment.context, draw, segment.sampling.guidance, blank)
-        embed = self._embed_codes if draw else self._embed_words
-        actions = embed(segment.tokens.to(self.device))[:, :-1]
-        branches = context.embeds.shape[0] // len(segment)
-        taken = segment.mask.to(self.device)[:, :-1].repeat(branches, 1)
-        embeds = torch.cat([context.embeds, actions.repeat(branches, 1, 1)], dim=1)
-        valid = torch.cat([context.valid, taken], dim=1)
-        lm = self.network.model.language_model
-        hidden = causal.teacher_forced(lm, embeds, valid, recompute=self.recompute)
-        return hidden[:, context.valid.shape[1] - 1 :]
+        before = self._prefix(segment.context, draw, segment.sampling.guidance, blank)
+        embed = self._embed_codes if draw else self.network.get_input_embeddings()
+        branches = len(before.embeds) // len(segment)
+        actions, taken = embed(segment.tokens)[:, :-1], segment.mask[:, :-1]
+        hidden = causal.teacher_forced(
+            before.decoder,
+            torch.cat([before.embeds, actions.repeat(branches, 1, 1)], dim=1),
+            torch.cat([before.valid, taken.repeat(branches, 1)], dim=1),
+            recompute=self.recompute,
+        )
+        return hidden[:, before.embeds.shape[1] - 1 :]
 
     def forward(
         self, segment: Segment, need: frozenset[str], reference: bool = False, blank: Tensor | None = None
     ) -> Scores:
         """See :meth:`UnifiedModel.score`. Rows in ``blank [B]`` are scored without their prompt."""
+        segment = segment.to(self.device)
         assert isinstance(segment, TokenSegment), f"janus drew no {segment.kind} segment"
-        draw = isinstance(segment, TokenImageSegment)
-        plain = self.recompute  # what is recomputed must be computed the same way twice
-        with quick(*([] if plain else [self.network.model.language_model])):
-            other = None
-            if "kl" in need:
-                with self.reference():
-                    other = (self._hidden(segment), self.as_reference(lambda x: self._head(draw)(x)))
-            scores = kernel.score_hidden(
-                self._hidden(segment, blank),
-                self._head(draw),
-                segment.tokens.to(self.device),
-                segment.sampling.temperature,
-                segment.sampling.guidance,
-                entropy="entropy" in need,
-                reference=other,
-                vocabulary=self.codes if draw else self.vocabulary,
-            )
-        return Scores(scores.logp, scores.entropy, scores.kl)
-
-    def _head(self, draw: bool) -> nn.Module:
-        head: nn.Module = self.network.model.generation_head if draw else self.network.lm_head
-        return head
+        with self._quick(self._lm):
+            return self._token_scores(segment, need, blank=blank)
 
     def decode(self, segment: Segment) -> Tensor:
         """Pictures ``[B, 3, H, W]`` in [0, 1]."""
@@ -280,62 +230,32 @@ class JanusModel(UnifiedModel):
             raise UserError(f"janus cannot make a picture of a {segment.kind} segment")
         return self.codec.decode(segment.tokens.to(self.device))
 
-    def texts(self, segment: TextSegment) -> list[str]:
-        """The written strings, up to the end token."""
-        return texts(self.tokenizer, segment)
-
     # -- learning ----------------------------------------------------------------------------------
-    def supervised_loss(self, examples: Sequence[Example]) -> dict[str, LossSum]:
-        """Next-token cross-entropy on drawn codes ("draw") and on answers with their end token ("read")."""
-        losses = {}
-        draws = [e for e in examples if isinstance(e.target, Tensor)]
-        reads = [e for e in examples if isinstance(e.target, str)]
-        if draws:
-            blank = torch.tensor([e.unconditional for e in draws], device=self.device)
-            losses["draw"] = self._loss(self._drawn(draws), blank)
-        if reads:
-            losses["read"] = self._loss(answers(self.tokenizer, reads, self.end, self.device))
-        return losses
+    def _drawing_loss(self, examples: Sequence[Example]) -> LossSum:
+        """Next-token cross-entropy of codes."""
+        ids = self._encode([e.target for e in examples if isinstance(e.target, Tensor)])
+        drawn = TokenImageSegment(**as_recorded(examples, ids, torch.ones_like(ids, dtype=torch.bool)))
+        return self._loss(drawn, blank=torch.tensor([e.unconditional for e in examples], device=self.device))
 
-    def target_count(self, examples: Sequence[Example]) -> int:
-        """Codes to draw, and words to write with their end token."""
-        drawn = sum(isinstance(e.target, Tensor) for e in examples)
-        return answer_count(self.tokenizer, examples) + self.draw_tokens * drawn
-
-    def _drawn(self, examples: Sequence[Example]) -> TokenImageSegment:
-        pictures = [e.target for e in examples if isinstance(e.target, Tensor)]
-        ids = self.codec.encode(from_pictures(pictures).to(self.device))
-        return TokenImageSegment(**as_recorded(examples, ids, torch.ones_like(ids, dtype=torch.bool)))
-
-    def _loss(self, segment: Segment, blank: Tensor | None = None) -> LossSum:
-        logp = self(segment, frozenset({"logp"}), blank=blank).logp
-        return LossSum(-(logp * segment.mask).sum(), segment.mask.sum())
+    def _drawing_count(self, examples: Sequence[Example]) -> int:
+        return self.draw_tokens * len(examples)
 
     # -- files -------------------------------------------------------------------------------------
-    def save_pretrained(self, folder: Path) -> None:
-        """Write the layout of transformers, or with adapters that of peft (which names the base)."""
-        folder.mkdir(parents=True, exist_ok=True)
-        if adapters(self.network):
-            save_adapter(self.network, folder)
-        else:
-            with quiet():
-                self.network.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+    def _save(self, folder: Path) -> None:
+        with quiet():
+            self.network.save_pretrained(folder)
         if isinstance(self.codec, PatchCodec):
             self.codec.save(folder)
         about: dict[str, Any] = {
             "image_mean": self.mean,
             "image_std": self.std,
             "image_processor_type": "JanusImageProcessor",
+            "size": {"height": self.image_size, "width": self.image_size},
         }
-        about["size"] = {"height": self.image_size, "width": self.image_size}
         (folder / "preprocessor_config.json").write_text(json.dumps(about, indent=1))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Self:
-        """Open a folder or a hub name; every missing or misshapen tensor is an error that names it."""
-        if (Path(folder) / "adapter_config.json").exists():
-            return cls._with_adapter(Path(folder), dtype)
+    def _open(cls, folder: str | Path, dtype: torch.dtype) -> Self:
         has_codec = (Path(folder) / PatchCodec.FILE).exists()
         try:
             with quiet():
@@ -361,13 +281,6 @@ class JanusModel(UnifiedModel):
         if codec is not None:
             network.model.vqmodel = nn.Module()
         return cls(network, tokenizer, codec, **_normalisation(folder))
-
-    @classmethod
-    def _with_adapter(cls, folder: Path, dtype: torch.dtype) -> Self:
-        base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-        model = cls.from_pretrained(base, dtype=dtype)
-        open_adapter(model.network, folder)
-        return model
 
 
 def _config(folder: str | Path) -> JanusConfig:

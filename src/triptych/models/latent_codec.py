@@ -10,7 +10,7 @@ Shape legend: B rows, c latent channels, f pixels a latent column stands for, K 
 """
 
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL
@@ -23,25 +23,6 @@ from triptych.models.weights import INDEX, fill, read_config, read_state_dict
 
 VAE = "vae"
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
-
-
-class LatentCodec(Protocol):
-    """``[B, 3, H, W]`` in [0, 1] to ``[B, c, H / f, W / f]`` of about unit scale, and back."""
-
-    channels: int
-    factor: int
-
-    def encode(self, images: Tensor) -> Tensor:
-        """``[B, 3, H, W]`` in [0, 1] -> latents ``[B, c, H / f, W / f]`` fp32."""
-        ...
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents ``[B, c, h, w]`` -> ``[B, 3, f h, f w]`` fp32 in [0, 1]."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Write it beside the model's other parts."""
-        ...
 
 
 class PatchLatentCodec(nn.Module):
@@ -70,19 +51,18 @@ class PatchLatentCodec(nn.Module):
         return cls(codec.codebook, basis.contiguous(), mean, ((patches - mean) @ basis).std(0))
 
     def encode(self, images: Tensor) -> Tensor:
-        """See :class:`LatentCodec`."""
+        """``[B, 3, H, W]`` in [0, 1] -> latents ``[B, c, H / f, W / f]`` fp32 of about unit scale."""
         latents = self._project(patches_of(images.float(), self.factor)).transpose(1, 2)
         return latents.unflatten(2, (images.shape[2] // self.factor, -1))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """See :class:`LatentCodec`; ``latents`` of a square picture."""
+        """Latents ``[B, c, h, w]`` of a square picture -> ``[B, 3, f h, f w]`` fp32 in [0, 1]."""
         points = latents.float().flatten(2).transpose(1, 2)
         ids = nearest(points.flatten(0, 1), self._project(self.codebook)).view(points.shape[:2])
         return PatchCodec(self.codebook).decode(ids)
 
     def _project(self, patches: Tensor) -> Tensor:
-        result: Tensor = (patches - self.mean) @ self.basis / self.scale
-        return result
+        return (patches - self.mean) @ self.basis / self.scale
 
     def save(self, folder: Path) -> None:
         """Write ``latent_codec.safetensors``."""
@@ -108,23 +88,20 @@ class AutoencoderCodec(nn.Module):
         self.shift = 0.0 if deep else config.shift_factor or 0.0
 
     def encode(self, images: Tensor) -> Tensor:
-        """See :class:`LatentCodec`."""
+        """As :meth:`PatchLatentCodec.encode`."""
         found = self.model.encode((2 * images - 1).to(self.model.dtype))
         latents = found.latent if isinstance(self.model, AutoencoderDC) else found.latent_dist.mode()
         return (latents.float() - self.shift) * self.scale
 
     def decode(self, latents: Tensor) -> Tensor:
-        """See :class:`LatentCodec`."""
+        """As :meth:`PatchLatentCodec.decode`, of any shape."""
         inside = latents.float() / self.scale + self.shift
         images: Tensor = self.model.decode(inside.to(self.model.dtype)).sample
         return ((images.float() + 1) / 2).clamp(0, 1)
 
     def save(self, folder: Path) -> None:
         """Write ``vae/`` in the layout of diffusers."""
-        (folder / VAE).mkdir(parents=True, exist_ok=True)
-        self.model.save_config(folder / VAE)
-        tensors = {key: value.contiguous() for key, value in self.model.state_dict().items()}
-        save_file(tensors, folder / VAE / DIFFUSERS_FILE, metadata={"format": "pt"})
+        self.model.save_pretrained(folder / VAE)
 
     @classmethod
     def load(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> Self:
@@ -140,6 +117,9 @@ class AutoencoderCodec(nn.Module):
         state = read_state_dict(folder, (file, file + INDEX))
         fill(model, {key: value.to(dtype) for key, value in state.items()}, f"{folder}/{VAE}")
         return cls(model)
+
+
+LatentCodec = PatchLatentCodec | AutoencoderCodec
 
 
 def open_latent_codec(folder: str | Path) -> LatentCodec:

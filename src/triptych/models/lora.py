@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from triptych.errors import UserError
+from triptych.models.weights import compare
 
 if TYPE_CHECKING:
     from triptych.models.base import LoraSettings
@@ -85,12 +86,7 @@ def load_adapter(network: Any, folder: Path) -> None:
     tensors = load_file(folder / "adapter_model.safetensors")
     tensors = {name.removeprefix("base_model.model."): value for name, value in tensors.items()}
     expected = get_peft_model_state_dict(network)
-    wrong = [f"missing {name}" for name in expected if name not in tensors]
-    wrong += [f"unknown {name}" for name in tensors if name not in expected]
-    shared = expected.keys() & tensors.keys()
-    wrong += [f"misshapen {name}" for name in shared if tensors[name].shape != expected[name].shape]
-    if wrong:
-        raise UserError(f"{folder}: the adapter does not fit this model: {', '.join(wrong[:3])}")
+    compare(expected, tensors, f"{folder}: the adapter does not fit this model")
     set_peft_model_state_dict(network, tensors)
 
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 from triptych.errors import UserError
-from triptych.models.weights import fill, find_file, read_state_dict
+from triptych.models.weights import fill, read_config, read_state_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,19 +106,16 @@ class MagViT2Codec(nn.Module):
         return self.quantise(self.latents(images))
 
     # -- ids to pixels -----------------------------------------------------------------------------
-    def decode_soft(self, vectors: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
-        """``[B, N, bits]``, near +-1 -> ``[B, 3, H, W]`` in [0, 1], with gradients to ``vectors``.
-
-        ``shape`` is the (rows, columns) of the tokens; without it they fill a square.
-        """
-        grid = _grid(vectors.shape[1], shape)
-        images: Tensor = self.decoder(vectors.to(self.codebook).transpose(1, 2).unflatten(2, grid))
+    def decode_soft(self, vectors: Tensor) -> Tensor:
+        """``[B, N, bits]``, near +-1, of a square -> ``[B, 3, H, W]`` in [0, 1], with gradients to them."""
+        side = isqrt(vectors.shape[1])
+        images: Tensor = self.decoder(vectors.to(self.codebook).transpose(1, 2).unflatten(2, (side, side)))
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
-    def decode(self, ids: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
-        """ids ``[B, N]`` -> ``[B, 3, H, W]`` in [0, 1]; ``shape`` as in :meth:`decode_soft`."""
-        return self.decode_soft(self.codebook[ids], shape)
+    def decode(self, ids: Tensor) -> Tensor:
+        """ids ``[B, N]`` of a square picture -> ``[B, 3, H, W]`` in [0, 1]."""
+        return self.decode_soft(self.codebook[ids])
 
     # -- files -------------------------------------------------------------------------------------
     def save(self, folder: Path) -> None:
@@ -131,7 +128,7 @@ class MagViT2Codec(nn.Module):
     @classmethod
     def load(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Self:
         """Open a folder or a hub name; sizes that its config leaves out (published: all) are the defaults."""
-        sizes = _read_sizes(find_file(folder, ["config.json"]))
+        sizes = _read_sizes(folder)
         with torch.device("meta"):
             codec = cls(sizes)
         fill(codec, read_state_dict(folder, cls.FILES), folder)
@@ -143,22 +140,11 @@ class MagViT2Codec(nn.Module):
         return codec.to(dtype)
 
 
-def _read_sizes(path: Path) -> MagViT2Sizes:
-    try:
-        about: dict[str, Any] = dict(json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a JSON object: {error}") from None
-    names = [field.name for field in fields(MagViT2Sizes) if field.name in about]
-    given: dict[str, Any] = {k: tuple(about[k]) if isinstance(about[k], list) else about[k] for k in names}
-    return MagViT2Sizes(**given)
-
-
-def _grid(count: int, shape: tuple[int, int] | None) -> tuple[int, int]:
-    rows, columns = shape if shape is not None else (isqrt(count),) * 2
-    if rows * columns != count:
-        wanted = "a square: pass shape=(rows, columns)" if shape is None else f"{rows} x {columns}"
-        raise UserError(f"{count} tokens do not fill {wanted}")
-    return rows, columns
+def _read_sizes(folder: str | Path) -> MagViT2Sizes:
+    known = {field.name for field in fields(MagViT2Sizes)}
+    about = {key: value for key, value in read_config(folder).items() if key in known}
+    sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}
+    return MagViT2Sizes(**sizes)
 
 
 # -- the network: attribute names are those of the published tensors -----------------------------------

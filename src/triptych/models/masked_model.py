@@ -22,18 +22,17 @@ from triptych.errors import UserError
 from triptych.kernels import masked as kernel
 from triptych.kernels import tokens as token_kernel
 from triptych.models import canvas
-from triptych.models.base import Example, LossSum, Scores, fit, from_pictures
+from triptych.models.base import Example, LossSum, Scores
 from triptych.models.magvit2 import MagViT2Codec
 from triptych.models.masked_network import BEGIN_IMAGE, DRAW, END_IMAGE, READ, MaskedNetwork
-from triptych.models.packed import packed, quick
+from triptych.models.packed import packed
 from triptych.models.patch_codec import PatchCodec
-from triptych.models.rows import answer_count, mark
+from triptych.models.rows import mark
 from triptych.models.writing import Prefix, WritingModel
 from triptych.trajectory import (
     Denoising,
     MaskedImageSegment,
     NoiseKey,
-    Picture,
     Prompt,
     Sampling,
     Segment,
@@ -120,16 +119,11 @@ class MaskedModel(WritingModel):
         head = self.network.code_head()
         branches = token_kernel.branches(sampling.guidance, sampling.source_guidance)
         rows = len(prompts) * (self.draw_tokens + 2) * branches
-        with packed(self.network.lm.model, head, rows=rows):
+        with packed(self._lm, head, rows=rows):
             drawn = kernel.unmask(self._hidden(prompts, sampling), head, noise, sampling)
         return MaskedImageSegment(
             name=keys[0].segment, context=tuple(prompts), sampling=sampling, **vars(drawn)
         )
-
-    def _encode(self, pictures: Sequence[Picture]) -> Tensor:
-        """Codes ``[B, N]`` of pictures, cut to a square and resized where need be."""
-        fitted = from_pictures([fit(p, self.image_size) for p in pictures])
-        return self.codec.encode(fitted.to(self.device))
 
     def decode(self, segment: Segment) -> Tensor:
         """Pictures ``[B, 3, H, W]`` in [0, 1]."""
@@ -147,25 +141,22 @@ class MaskedModel(WritingModel):
     ) -> Scores:
         """See :meth:`UnifiedModel.score`. Rows in ``blank [B]`` are scored without their text."""
         segment = segment.to(self.device)
-        plain = self.recompute  # what is recomputed must be computed the same way twice
-        with quick(*([] if plain else [self.network.lm.model])):
+        with self._quick(self._lm):
             if isinstance(segment, MaskedImageSegment):
-                scores = self._drawn_scores(segment, need, blank)
-            else:
-                assert isinstance(segment, TokenSegment), f"{self.name} drew no {segment.kind} segment"
-                scores = self._text_scores(segment, need)
-        return Scores(scores.logp, scores.entropy, scores.kl)
+                return self._drawn_scores(segment, need, blank)
+            assert isinstance(segment, TokenSegment), f"{self.name} drew no {segment.kind} segment"
+            return self._token_scores(segment, need)
 
     def _drawn_scores(
         self, segment: MaskedImageSegment, need: frozenset[str], blank: Sequence[bool] | None
-    ) -> token_kernel.TokenScores:
+    ) -> Scores:
         about = (segment.context, segment.sampling, blank)
         other = None
         if "kl" in need:
             with self.reference():
                 hidden, head = self._hidden(*about), self.network.code_head()
             other = (self.as_reference(hidden), self.as_reference(head))
-        return kernel.score(
+        found = kernel.score(
             segment,
             self._hidden(*about),
             self.network.code_head(),
@@ -173,6 +164,7 @@ class MaskedModel(WritingModel):
             entropy="entropy" in need,
             reference=other,
         )
+        return Scores(**vars(found))
 
     # -- learning ----------------------------------------------------------------------------------
     def _drawing_loss(self, examples: Sequence[Example]) -> LossSum:
@@ -180,13 +172,12 @@ class MaskedModel(WritingModel):
         ids = self._encode([e.target for e in examples if isinstance(e.target, Tensor)])
         return self._loss(canvas.target(examples, ids), blank=[e.unconditional for e in examples])
 
-    def target_count(self, examples: Sequence[Example]) -> int:
-        """Codes that are hidden, and words to write with their end token."""
-        draws = [e for e in examples if isinstance(e.target, Tensor)]
-        hidden = int(canvas.mask_counts(draws, self.draw_tokens).sum()) if draws else 0
-        return hidden + answer_count(self.tokenizer, examples)
+    def _drawing_count(self, examples: Sequence[Example]) -> int:
+        """Codes that are hidden."""
+        return int(canvas.mask_counts(examples, self.draw_tokens).sum()) if examples else 0
 
-    def _save_codec(self, folder: Path) -> None:
+    def _save(self, folder: Path) -> None:
+        self.network.save(folder)
         self.codec.save(folder if isinstance(self.codec, PatchCodec) else folder / CODEC_FOLDER)
 
 

@@ -64,6 +64,10 @@ class MaskedNetwork(nn.Module, ABC):
     def norm(self) -> nn.Module:
         """What follows the last layer."""
 
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the public layout."""
+
     @property
     def config(self) -> Any:
         """The language model's."""
@@ -71,8 +75,7 @@ class MaskedNetwork(nn.Module, ABC):
 
     def get_input_embeddings(self) -> nn.Module:
         """Embeddings of the whole vocabulary."""
-        embeddings: nn.Module = self.lm.get_input_embeddings()
-        return embeddings
+        return self.lm.get_input_embeddings()
 
     def set_attn_implementation(self, implementation: str) -> None:
         """Which attention kernel the layers use."""

@@ -54,8 +54,7 @@ def _fits(layer: nn.Linear) -> bool:
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return product
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def _packed_forward(layer: nn.Linear, rows: int) -> Forward:
@@ -65,8 +64,7 @@ def _packed_forward(layer: nn.Linear, rows: int) -> Forward:
 
 
 def _product(x: Tensor, layer: nn.Linear) -> Tensor:
-    result: Tensor = _Product.apply(x, layer.weight, layer.bias)
-    return result
+    return _Product.apply(x, layer.weight, layer.bias)
 
 
 class _Product(torch.autograd.Function):

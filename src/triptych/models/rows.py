@@ -25,8 +25,7 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor
 
 def words(tokenizer: Any, text: str) -> list[int]:
     """A text's ids, without the tokenizer's own begin or end."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def mark(tokenizer: Any, text: str, title: str) -> int:

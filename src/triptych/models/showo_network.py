@@ -77,8 +77,7 @@ class ShowoNetwork(MaskedNetwork):
     @property
     def norm(self) -> nn.Module:
         """What follows the last layer."""
-        final: nn.Module = self.showo.model.final_layernorm
-        return final
+        return self.showo.model.final_layernorm
 
     # -- files -------------------------------------------------------------------------------------
     def save(self, folder: Path) -> None:

@@ -38,20 +38,41 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TinyJanus:
-    """Sizes of a small Janus: pictures of ``side`` pixels in ``patch`` x ``patch`` tokens."""
+class TinySizes:
+    """Of a language model, and of pictures of ``side`` pixels in ``patch`` x ``patch`` tokens."""
 
     width: int = 192
     layers: int = 6
     heads: int = 6
     hidden: int = 512
-    vision_width: int = 128
-    vision_layers: int = 3
     side: int = 32
     patch: int = 4
     codes: int = 1024
-    code_width: int = 48
     spare_words: int = 64
+
+    @property
+    def tokens(self) -> int:
+        """How many a picture has."""
+        return (self.side // self.patch) ** 2
+
+    def language(self, columns: int = 1024) -> dict[str, int]:
+        """The language model's, by transformers' names, for rows of so many ``columns``."""
+        return {
+            "hidden_size": self.width,
+            "intermediate_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "max_position_embeddings": columns,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyJanus(TinySizes):
+    """Sizes of a small Janus."""
+
+    vision_width: int = 128
+    vision_layers: int = 3
+    code_width: int = 48
 
 
 def tiny_janus(
@@ -61,12 +82,8 @@ def tiny_janus(
     special = [USER, ASSISTANT, BEGIN_IMAGE, IMAGE, END_IMAGE]
     tokenizer = word_tokenizer([*words, ":"], special, spare=sizes.spare_words)
     text = LlamaConfig(
+        **sizes.language(columns=512),
         vocab_size=len(tokenizer),
-        hidden_size=sizes.width,
-        intermediate_size=sizes.hidden,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        max_position_embeddings=512,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -78,7 +95,7 @@ def tiny_janus(
         image_size=sizes.side,
         patch_size=sizes.patch,
         projection_dim=sizes.width,
-        num_image_tokens=(sizes.side // sizes.patch) ** 2,
+        num_image_tokens=sizes.tokens,
     )
     vq = JanusVQVAEConfig(
         embed_dim=sizes.code_width,
@@ -134,20 +151,9 @@ def _start_from_dictionary(network: JanusForConditionalGeneration, codec: PatchC
 
 
 @dataclass(frozen=True, kw_only=True)
-class TinyShowo:
-    """Sizes of a small Show-o: pictures of ``side`` pixels in ``patch`` x ``patch`` tokens.
+class TinyShowo(TinySizes):
+    """Sizes of a small Show-o; ``local``: a convolution over the canvas before every layer."""
 
-    ``local``: a convolution over the canvas before every layer, which public models do not have.
-    """
-
-    width: int = 192
-    layers: int = 6
-    heads: int = 6
-    hidden: int = 512
-    side: int = 32
-    patch: int = 4
-    codes: int = 1024
-    spare_words: int = 64
     local: bool = True
 
 
@@ -160,27 +166,21 @@ def tiny_showo(
         vocab_size=len(tokenizer) + sizes.codes + 1,
         llm_vocab_size=len(tokenizer) - len(MARKS) - 1,
         codebook_size=sizes.codes,
-        num_vq_tokens=(sizes.side // sizes.patch) ** 2,
+        num_vq_tokens=sizes.tokens,
         local=sizes.local,
     )
-    llm = {
-        "hidden_size": sizes.width,
-        "intermediate_size": sizes.hidden,
-        "num_hidden_layers": sizes.layers,
-        "num_attention_heads": sizes.heads,
-        "max_position_embeddings": 512,
-    }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = ShowoNetwork(layout, phi_config(layout, llm))
-        if isinstance(codec, PatchCodec):
-            _start_from_codes(network, codec)
+        network = ShowoNetwork(layout, phi_config(layout, sizes.language(columns=512)))
+        _start_from_codes(network, codec)
     return ShowoModel(network, tokenizer, codec)
 
 
 @torch.no_grad()
-def _start_from_codes(network: MaskedNetwork, codec: PatchCodec) -> None:
-    """Embeddings and head's rows of image codes are random projections of the standardised patches."""
+def _start_from_codes(network: MaskedNetwork, codec: PatchCodec | MagViT2Codec) -> None:
+    """Embeddings and head's rows of a dictionary's codes are random projections of its patches."""
+    if not isinstance(codec, PatchCodec):
+        return
     codes, lm = standardised(codec.codebook), network.lm
     rows, width = slice(network.layout.first_code, network.layout.mask_id), lm.config.hidden_size
     lm.model.embed_tokens.weight[rows] = projected(codes, width)
@@ -203,29 +203,20 @@ def tiny_unigen(
     """A randomly initialised UniGen; with a dictionary, embeddings and head of its codes start from it."""
     special = [*MARKS, BEGIN_TURN, END_TURN]
     tokenizer = word_tokenizer([*words, "user", "assistant", "system"], special, spare=sizes.spare_words)
-    patches = (sizes.side // sizes.patch) ** 2
     layout = UniGenLayout(
         vocab_size=len(tokenizer) + sizes.codes + 1,
         codebook_size=sizes.codes,
-        num_vq_tokens=patches,
+        num_vq_tokens=sizes.tokens,
         local=sizes.local,
-        max_num_patches=patches,
+        max_num_patches=sizes.tokens,
     )
-    llm = Qwen2Config(
-        vocab_size=layout.vocab_size,
-        hidden_size=sizes.width,
-        intermediate_size=sizes.hidden,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.heads,
-        max_position_embeddings=1024,
-    )
+    llm = Qwen2Config(**sizes.language(), vocab_size=layout.vocab_size, num_key_value_heads=sizes.heads)
     vision = Siglip2VisionConfig(
         hidden_size=sizes.vision_width,
         intermediate_size=4 * sizes.vision_width,
         num_hidden_layers=sizes.vision_layers,
         num_attention_heads=4,
-        num_patches=patches,
+        num_patches=sizes.tokens,
         patch_size=sizes.patch,
         vision_use_head=False,
     )
@@ -233,17 +224,15 @@ def tiny_unigen(
         torch.manual_seed(seed)
         network = UniGenNetwork(layout, Qwen2ForCausalLM(llm), Siglip2VisionModel(vision))
         _start_from_neighbourhoods(network.vision_tower.embeddings)
-        if isinstance(codec, PatchCodec):
-            _start_from_codes(network, codec)
+        _start_from_codes(network, codec)
     return UniGenModel(network, tokenizer, codec)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TinyUniRLZero:
-    """Sizes of a small UniRL-Zero, for pictures of ``side`` pixels in patches of ``patch`` x ``patch``.
+class TinyUniRLZero(TinySizes):
+    """Sizes of a small UniRL-Zero: its SANA, ``dm_width`` wide, denoises ``channels`` numbers a patch.
 
-    Its SANA, ``dm_width`` wide, denoises ``channels`` numbers for each of the same patches. Unlike SANA-1.6B
-    it is told positions, as SANA is at 2048 pixels.
+    Unlike SANA-1.6B it is told positions, as SANA is at 2048 pixels.
     """
 
     width: int = 160
@@ -252,16 +241,12 @@ class TinyUniRLZero:
     hidden: int = 384
     vision_width: int = 96
     vision_layers: int = 2
-    side: int = 32
-    patch: int = 4
     queries: int = 16
     connector_layers: int = 2
     channels: int = 6
-    codes: int = 1024
     dm_width: int = 160
     dm_layers: int = 6
     dm_heads: int = 5
-    spare_words: int = 64
 
 
 LOOK_MARKS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
@@ -283,10 +268,8 @@ def tiny_unirl_zero(
     special = [BEGIN_TURN, END_TURN, *LOOK_MARKS]
     tokenizer = word_tokenizer([*words, "user", "assistant", "system"], special, spare=sizes.spare_words)
     tokenizer.add_tokens(list(THOUGHT_MARKS))
-    layout = UniRLZeroLayout(
-        queries=sizes.queries,
-        connector=ConnectorSizes(layers=sizes.connector_layers, heads=sizes.heads),
-    )
+    connector = ConnectorSizes(layers=sizes.connector_layers, heads=sizes.heads)
+    layout = UniRLZeroLayout(queries=sizes.queries, connector=connector)
     head = sizes.dm_width // sizes.dm_heads
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -318,13 +301,9 @@ def _tiny_qwen(tokenizer: PreTrainedTokenizerFast, sizes: TinyUniRLZero) -> Qwen
     sides = half * 3 // 8
     start, end, picture, film = tokenizer.convert_tokens_to_ids(list(LOOK_MARKS))
     text = {
+        **sizes.language(),
         "vocab_size": len(tokenizer),
-        "hidden_size": sizes.width,
-        "intermediate_size": sizes.hidden,
-        "num_hidden_layers": sizes.layers,
-        "num_attention_heads": sizes.heads,
         "num_key_value_heads": sizes.heads,
-        "max_position_embeddings": 1024,
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 10_000.0,

@@ -38,10 +38,10 @@ from triptych.errors import UserError
 from triptych.kernels import flow
 from triptych.kernels.noise import normals
 from triptych.kernels.tokens import branches, guided
-from triptych.models.base import Example, LossSum, Scores, fit, from_pictures
+from triptych.models.base import Example, LossSum, Scores
 from triptych.models.latent_codec import AutoencoderCodec, LatentCodec, open_latent_codec
 from triptych.models.packed import quick
-from triptych.models.rows import answer_count, mark, times, words
+from triptych.models.rows import mark, times, words
 from triptych.models.unirl_zero_network import Columns, UniRLZeroLayout, UniRLZeroNetwork
 from triptych.models.weights import open_tokenizer
 from triptych.models.writing import BEGIN_TURN, END_TURN, Prefix, WritingModel
@@ -50,7 +50,6 @@ from triptych.trajectory import (
     FlowImageSegment,
     NoisedImageSegment,
     NoiseKey,
-    Picture,
     Prompt,
     Sampling,
     Segment,
@@ -112,11 +111,6 @@ class UniRLZeroModel(WritingModel):
         nothing = torch.zeros(self.shape, device=self.device)
         return torch.stack([found[id(p.pictures[-1])] if p.pictures else nothing for p in prompts])
 
-    def _encode(self, pictures: Sequence[Picture]) -> Tensor:
-        """Latents ``[B, c, h, w]`` of pictures, cut to a square and resized where need be."""
-        fitted = from_pictures([fit(picture, self.image_size) for picture in pictures])
-        return self.codec.encode(fitted.to(self.device))
-
     # -- drawing -----------------------------------------------------------------------------------
     def _velocity(self, prompts: Sequence[Prompt], sampling: Sampling) -> flow.Velocity:
         """The guided velocity after these prompts, which are run here, once."""
@@ -146,7 +140,7 @@ class UniRLZeroModel(WritingModel):
             )
         denoise = sampling.denoise
         noise = flow.noise(keys, self.shape, denoise).to(self.device)
-        with quick(self.network.lm.model, self.network.dm):
+        with quick(self._lm, self.network.dm):
             drawn = flow.sample(self._velocity(prompts, sampling), noise, flow.schedule(denoise), denoise)
         return FlowImageSegment(
             name=keys[0].segment, context=tuple(prompts), sampling=sampling, **vars(drawn)
@@ -163,24 +157,18 @@ class UniRLZeroModel(WritingModel):
         columns = self._columns(prompts)
         return Prefix(self.network.decoder(columns), columns.embeds, columns.valid)
 
-    def _written(self, segment: TokenSegment) -> Tensor:
-        columns = self._columns(segment.context)
-        return self.network.written(columns, segment.tokens, segment.mask, recompute=self.recompute)
-
     # -- scoring -----------------------------------------------------------------------------------
     def forward(self, segment: Segment, need: frozenset[str], reference: bool = False) -> Scores:
         """See :meth:`UnifiedModel.score`."""
         segment = segment.to(self.device)
-        plain = self.recompute  # what is recomputed must be computed the same way twice
-        with quick(*([] if plain else [self.network.lm.model, self.network.dm])):
+        with self._quick(self._lm, self.network.dm):
             if isinstance(segment, FlowImageSegment):
                 return Scores(**vars(self._drawn_scores(segment, need)))
             if isinstance(segment, NoisedImageSegment):
                 velocity = self._velocity(segment.context, segment.sampling)
                 return Scores(velocity=flow.velocities(segment, velocity, at_once=self._at_once(segment)))
             assert isinstance(segment, TokenSegment), f"{self.name} drew no {segment.kind} segment"
-            found = self._text_scores(segment, need)
-        return Scores(found.logp, found.entropy, found.kl)
+            return self._token_scores(segment, need)
 
     def _drawn_scores(self, segment: FlowImageSegment, need: frozenset[str]) -> flow.FlowScores:
         sampling, other = segment.sampling, None
@@ -213,10 +201,8 @@ class UniRLZeroModel(WritingModel):
         errors = (velocity - (noise - clean)).square().flatten(1).mean(1)
         return LossSum(errors.sum(), torch.tensor(len(errors), device=self.device))
 
-    def target_count(self, examples: Sequence[Example]) -> int:
-        """Drawings, and words to write with their end token."""
-        drawn = sum(isinstance(e.target, Tensor) for e in examples)
-        return drawn + answer_count(self.tokenizer, examples)
+    def _drawing_count(self, examples: Sequence[Example]) -> int:
+        return len(examples)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Those of "lm", "connector", "queries" and "dm" that have something to train."""

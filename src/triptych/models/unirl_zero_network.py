@@ -34,9 +34,8 @@ from triptych.models import causal
 from triptych.models.canvas import Decoder
 from triptych.models.connector import Connector, ConnectorSizes
 from triptych.models.diffusion import DiffusionExpert, expert_of
-from triptych.models.quiet import quiet
 from triptych.models.rows import left_padded
-from triptych.models.weights import INDEX, fill, open_part, read_config, read_state_dict
+from triptych.models.weights import INDEX, fill, open_part, opened, read_config, read_state_dict
 from triptych.trajectory import Picture
 
 MODEL_TYPE = "unirl_zero"
@@ -108,8 +107,7 @@ class UniRLZeroNetwork(nn.Module):
 
     def get_input_embeddings(self) -> nn.Module:
         """Embeddings of the whole vocabulary."""
-        embeddings: nn.Module = self.lm.get_input_embeddings()
-        return embeddings
+        return self.lm.get_input_embeddings()
 
     def set_attn_implementation(self, implementation: str) -> None:
         """Which attention kernel the language model and its vision tower use."""
@@ -147,7 +145,7 @@ class UniRLZeroNetwork(nn.Module):
         lengths = iter([len(features[i]) for i in order])
         wide = [[t for i in row for t in [i] * (next(lengths) if i == mark else 1)] for row in rows]
         ids, valid = (
-            x.to(self._device) for x in left_padded(wide, self.config.text_config.pad_token_id or 0)
+            x.to(self.lm.device) for x in left_padded(wide, self.config.text_config.pad_token_id or 0)
         )
         here = valid & (ids == mark)
         embeds: Tensor = self.get_input_embeddings()(ids)
@@ -166,10 +164,6 @@ class UniRLZeroNetwork(nn.Module):
         moved = place.gather(2, ((count + width - lengths) % width).expand_as(place))
         return torch.where(count < lengths, moved, count + ahead)
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self.lm.parameters()).device
-
     # -- the language expert -----------------------------------------------------------------------
     def decoder(self, columns: Columns) -> Decoder:
         """The layers, for :mod:`triptych.models.causal`: it counts columns, and here counts become places."""
@@ -179,53 +173,29 @@ class UniRLZeroNetwork(nn.Module):
         def rotary(embeds: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
             inside = position_ids.clamp(max=last)
             found = places.gather(2, inside.expand(3, -1, -1)) + (position_ids - inside)
-            result: tuple[Tensor, Tensor] = core.rotary_emb(embeds, found)
-            return result
+            return core.rotary_emb(embeds, found)
 
         return Decoder(core.layers, rotary, core.norm)
 
-    def written(self, columns: Columns, tokens: Tensor, mask: Tensor, *, recompute: bool = False) -> Tensor:
-        """Hidden states ``[B, A, D]``, each *before* its token, of ``tokens [B, A]`` (``mask [B, A]``)."""
-        answer = self.get_input_embeddings()(tokens[:, :-1])
-        hidden = causal.teacher_forced(
-            self.decoder(columns),
-            torch.cat([columns.embeds, answer], dim=1),
-            torch.cat([columns.valid, mask[:, :-1]], dim=1),
-            recompute=recompute,
-        )
-        return hidden[:, columns.embeds.shape[1] - 1 :]
-
     def condition(self, columns: Columns, edit: Sequence[bool], *, recompute: bool = False) -> Tensor:
         """Captions ``[B, M, C]`` of prompts; rows in ``edit [B]`` ask with the queries for editing."""
-        asked = self.queries(torch.tensor(list(edit), device=self._device)).to(columns.embeds)
+        asked = self.queries(torch.tensor(list(edit), device=self.lm.device)).to(columns.embeds)
         hidden = causal.teacher_forced(
             self.decoder(columns),
             torch.cat([columns.embeds, asked], dim=1),
             torch.cat([columns.valid, columns.valid.new_ones(asked.shape[:2])], dim=1),
             recompute=recompute,
         )
-        captions: Tensor = self.connector(hidden[:, columns.embeds.shape[1] :], recompute)
-        return captions
+        return self.connector(hidden[:, columns.embeds.shape[1] :], recompute)
 
     # -- learning ----------------------------------------------------------------------------------
-    def groups(self, names: Sequence[str] | None = None) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters by expert: of ``names``, which must have some, or of all that have some."""
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Trainable parameters by expert, of those that have some."""
         found: dict[str, list[nn.Parameter]] = {group: [] for group in self.GROUPS}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 found[name.split(".")[0]].append(parameter)
-        if names is None:
-            return {group: parameters for group, parameters in found.items() if parameters}
-        self._known(names)
-        if empty := [name for name in names if not found[name]]:
-            raise UserError(f"nothing to train in {', '.join(empty)}: all of it is frozen")
-        return {name: found[name] for name in names}
-
-    def _known(self, names: Sequence[str]) -> None:
-        if unknown := [name for name in names if name not in self.GROUPS]:
-            raise UserError(
-                f"no group of parameters is called {', '.join(unknown)}; there are {', '.join(self.GROUPS)}"
-            )
+        return {group: parameters for group, parameters in found.items() if parameters}
 
     # -- files -------------------------------------------------------------------------------------
     def save(self, folder: Path) -> None:
@@ -253,7 +223,7 @@ class UniRLZeroNetwork(nn.Module):
         dm_config, layout = read_config(folder, f"{DM}/config.json"), _layout(read_config(folder), folder)
         with torch.device("meta"):
             lm, dm = Qwen2_5_VLForConditionalGeneration(config), expert_of(dm_config, f"{folder}/{DM}")
-            network = cls(lm, dm, open_processor(folder, LM), layout)
+            network = cls(lm, dm, _processor(folder, subfolder=LM), layout)
         state = {
             prefix + key: value.to(dtype)
             for prefix, file in FILES.items()
@@ -291,19 +261,15 @@ class UniRLZeroNetwork(nn.Module):
             torch.manual_seed(seed)
             dm = type(blank)(blank.model)
             dm.restore()
-            network = cls(lm, dm, open_processor(qwen), layout)
+            network = cls(lm, dm, _processor(qwen), layout)
         for part in (network.queries, network.connector, network.dm):
             part.to(dtype)
         return network
 
 
-def open_processor(folder: str | Path, inside: str = "") -> Qwen2VLImageProcessorPil:
+def _processor(folder: str | Path, **how: str) -> Any:
     """How pictures become patches: a folder's ``preprocessor_config.json``."""
-    try:
-        with quiet():
-            return Qwen2VLImageProcessorPil.from_pretrained(folder, subfolder=inside)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no picture processor at {folder}/{inside}: {str(error).splitlines()[0]}") from None
+    return opened(Qwen2VLImageProcessorPil, folder, f"no picture processor at {folder}", **how)
 
 
 def _layout(about: Mapping[str, Any], folder: str | Path) -> UniRLZeroLayout:

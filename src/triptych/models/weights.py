@@ -81,7 +81,12 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> 
 
     A missing, unknown or misshapen tensor is a :class:`UserError` that names it and ``source``.
     """
-    own = module.state_dict()
+    compare(module.state_dict(), state, str(source))
+    module.load_state_dict(state, assign=True)
+
+
+def compare(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
+    """UserError that begins with ``source`` and names tensors unless both have the same names and shapes."""
     wrong = [f"{key} is missing" for key in own if key not in state]
     wrong += [f"{key} is unknown" for key in state if key not in own]
     wrong += [
@@ -92,16 +97,21 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> 
     if wrong:
         listed = ", ".join(wrong[:5]) + (", ..." if len(wrong) > 5 else "")
         raise UserError(f"{source}: {len(wrong)} tensors missing, unknown or misshapen: {listed}")
-    module.load_state_dict(state, assign=True)
+
+
+def opened(kind: Any, folder: str | Path, failure: str, **how: Any) -> Any:
+    """``kind.from_pretrained``, silently; where it fails a UserError that says ``failure`` and why."""
+    try:
+        with quiet():
+            return kind.from_pretrained(folder, **how)
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{failure}: {str(error).splitlines()[0]}") from None
 
 
 def open_part(kind: type[Any], folder: str | Path, dtype: torch.dtype) -> Any:
     """A model of transformers, out of a folder or hub repository that may hold more than it."""
-    try:
-        with quiet():
-            model, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"cannot open {folder} as {kind.__name__}: {str(error).splitlines()[0]}") from None
+    failure = f"cannot open {folder} as {kind.__name__}"
+    model, info = opened(kind, folder, failure, dtype=dtype, output_loading_info=True)
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{folder} lacks {len(missing)} tensors of {kind.__name__}: {', '.join(missing[:5])}")
     return model
@@ -109,9 +119,5 @@ def open_part(kind: type[Any], folder: str | Path, dtype: torch.dtype) -> Any:
 
 def open_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub name."""
-    try:
-        with quiet():
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer at {source}: {str(error).splitlines()[0]}") from None
+    tokenizer: PreTrainedTokenizerBase = opened(AutoTokenizer, source, f"no tokenizer at {source}")
     return tokenizer

@@ -1,7 +1,6 @@
 """Writing after a prompt, learning to, and files: what models over one language model of transformers share.
 
-The network has that model as ``lm``, with ``lm_head``. How a prompt becomes columns, and how pictures are
-drawn, is for each model to say.
+How a prompt becomes columns, and how pictures are drawn, is for each model to say.
 
 Shape legend: B rows, H columns run before, P padded prompt length, A actions, D width.
 """
@@ -9,24 +8,25 @@ Shape legend: B rows, H columns run before, P padded prompt length, A actions, D
 import json
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from triptych.errors import UserError
 from triptych.kernels import tokens as kernel
 from triptych.kernels.noise import uniforms
 from triptych.models import causal
-from triptych.models.base import Example, LossSum, UnifiedModel
+from triptych.models.base import Example, LossSum, Scores, UnifiedModel, fit, from_pictures
 from triptych.models.canvas import Decoder
 from triptych.models.lora import adapters, open_adapter, save_adapter
-from triptych.models.packed import packed
-from triptych.models.rows import answers, texts
-from triptych.trajectory import NoiseKey, Prompt, Sampling, Segment, TextSegment, TokenSegment
+from triptych.models.packed import packed, quick
+from triptych.models.rows import answer_count, answers, texts
+from triptych.trajectory import NoiseKey, Picture, Prompt, Sampling, Segment, TextSegment, TokenSegment
 
 BEGIN_TURN, END_TURN = "<|im_start|>", "<|im_end|>"
 """Qwen's marks around what one speaker says."""
@@ -48,10 +48,11 @@ class Prefix:
 
 
 class WritingModel(UnifiedModel):
-    """Writes with its language model; ``end`` is the id that ends a text."""
+    """Writes with its language model; ``end`` is the id that ends a text, ``image_size`` a drawing's side."""
 
     title: ClassVar[str]
     end: int
+    image_size: int
     codec: Any
 
     def __init__(self, network: Any, tokenizer: PreTrainedTokenizerBase, codec: Any) -> None:
@@ -61,17 +62,44 @@ class WritingModel(UnifiedModel):
         self.codec = codec
         self.eval()
 
+    @property
+    def _lm(self) -> nn.Module:
+        """The language model without its head."""
+        return self.network.lm.model
+
+    def _head(self, segment: TokenSegment | None = None) -> tuple[nn.Module, int]:
+        """What makes logits of hidden states, and over how many tokens: words, if the segment is a text."""
+        return self.network.lm.lm_head, self.network.get_input_embeddings().num_embeddings
+
     @abstractmethod
     def _answer_prefix(self, prompts: Sequence[Prompt], room: int) -> Prefix:
         """What stands before an answer of up to ``room`` tokens."""
 
-    @abstractmethod
     def _written(self, segment: TokenSegment) -> Tensor:
         """Hidden states ``[B, A, D]`` that predict a text's tokens: each one *before* its token."""
+        before = self._answer_prefix(segment.context, 0)
+        answer = self.network.get_input_embeddings()(segment.tokens[:, :-1])
+        hidden = causal.teacher_forced(
+            before.decoder,
+            torch.cat([before.embeds, answer], dim=1),
+            torch.cat([before.valid, segment.mask[:, :-1]], dim=1),
+            seen=before.seen,
+            recompute=self.recompute,
+        )
+        return hidden[:, before.embeds.shape[1] - 1 :]
 
     @abstractmethod
     def _drawing_loss(self, examples: Sequence[Example]) -> LossSum:
         """The loss of pictures to draw."""
+
+    @abstractmethod
+    def _drawing_count(self, examples: Sequence[Example]) -> int:
+        """How many elements that loss sums over."""
+
+    def _encode(self, pictures: Sequence[Picture]) -> Tensor:
+        """Codes or latents ``[B, ...]`` of pictures, cut to a square and resized where need be."""
+        fitted = from_pictures([fit(picture, self.image_size) for picture in pictures])
+        return self.codec.encode(fitted.to(self.device))
 
     # -- acting ------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -81,8 +109,8 @@ class WritingModel(UnifiedModel):
         """Write answers: ``tokens [B, A]``, A the longest answer; the end token counts as an action."""
         if sampling.guidance != 1:
             raise UserError(f"{self.name} writes text without guidance; got guidance {sampling.guidance}")
-        lm = self.network.lm
-        with packed(lm.model, lm.lm_head, rows=len(prompts)):
+        head, _ = self._head()
+        with packed(self._lm, head, rows=len(prompts)):
             before = self._answer_prefix(prompts, sampling.max_tokens)
             written = causal.autoregress(
                 before.decoder,
@@ -90,7 +118,7 @@ class WritingModel(UnifiedModel):
                 before.valid,
                 uniforms(keys, sampling.max_tokens).to(self.device),
                 sampling,
-                head=lm.lm_head,
+                head=head,
                 embed=self.network.get_input_embeddings(),
                 end=self.end,
                 past=before.past,
@@ -102,20 +130,29 @@ class WritingModel(UnifiedModel):
         """The written strings, up to the end token."""
         return texts(self.tokenizer, segment)
 
-    def _text_scores(self, segment: TokenSegment, need: frozenset[str]) -> kernel.TokenScores:
+    # -- scoring -----------------------------------------------------------------------------------
+    def _quick(self, *modules: nn.Module) -> AbstractContextManager[None]:
+        """Quick products, but where layers run again for gradients: both runs must compute alike."""
+        return quick(*([] if self.recompute else modules))
+
+    def _token_scores(self, segment: TokenSegment, need: frozenset[str], **about: Any) -> Scores:
+        """Scores of tokens that came one after another; ``about`` is for :meth:`_written`."""
         other = None
         if "kl" in need:
             with self.reference():
-                other = (self._written(segment), self.as_reference(self.network.lm.lm_head))
-        return kernel.score_hidden(
-            self._written(segment),
-            self.network.lm.lm_head,
+                other = (self._written(segment), self.as_reference(self._head(segment)[0]))
+        hidden, (head, vocabulary) = self._written(segment, **about), self._head(segment)
+        found = kernel.score_hidden(
+            hidden,
+            head,
             segment.tokens,
             segment.sampling.temperature,
+            segment.sampling.guidance,
             entropy="entropy" in need,
             reference=other,
-            vocabulary=self.network.get_input_embeddings().num_embeddings,
+            vocabulary=vocabulary,
         )
+        return Scores(**vars(found))
 
     # -- learning ----------------------------------------------------------------------------------
     def supervised_loss(self, examples: Sequence[Example]) -> dict[str, LossSum]:
@@ -129,6 +166,11 @@ class WritingModel(UnifiedModel):
             losses["read"] = self._loss(answers(self.tokenizer, reads, self.end, self.device))
         return losses
 
+    def target_count(self, examples: Sequence[Example]) -> int:
+        """Elements of drawings, and words to write with their end token."""
+        drawn = self._drawing_count([e for e in examples if isinstance(e.target, Tensor)])
+        return drawn + answer_count(self.tokenizer, examples)
+
     def _loss(self, segment: Segment, **about: Any) -> LossSum:
         logp = self(segment, frozenset({"logp"}), **about).logp
         return LossSum(-(logp * segment.mask).sum(), segment.mask.sum())
@@ -140,10 +182,11 @@ class WritingModel(UnifiedModel):
         self.tokenizer.save_pretrained(folder)
         if adapters(self.network):
             return save_adapter(self.network, folder)
-        self.network.save(folder)
-        self._save_codec(folder)
+        self._save(folder)
 
-    def _save_codec(self, folder: Path) -> None:
+    def _save(self, folder: Path) -> None:
+        """Write weights and codec."""
+        self.network.save(folder)
         self.codec.save(folder)
 
     @classmethod

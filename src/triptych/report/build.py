@@ -20,6 +20,12 @@ from triptych.report.pictures import best_and_worst, last_training_samples, outc
 from triptych.report.read import Row, RunFiles, Values, column, number_or_none, read_run
 from triptych.report.wording import duration, number, percent
 
+MEANINGS = {
+    "right_but_misread": "share of right drawings that the model itself answers wrongly about",
+    "read_but_misdrawn": "share of its right answers that are about wrong drawings",
+    "shuffled_answers": "share of answers that still fit when drawings are shuffled: given without looking",
+}
+"""Of measures whose names do not say it."""
 WORDINGS = (wording.number, wording.percent, wording.points, wording.signed)
 
 
@@ -195,13 +201,16 @@ def _tags(before: Row, after: Row) -> Iterator[dict[str, Any]]:
             yield {"name": name.replace("_", " "), "n": n, "shares": shares}
 
 
-def _measures(before: Row, after: Row) -> Iterator[tuple[str, float | None, float | None]]:
-    """Measures that no reward saw. Whether more is better differs, so the change is not judged."""
+def _measures(before: Row, after: Row) -> Iterator[tuple[str, str, float | None, float | None]]:
+    """Measures that no reward saw: name, meaning if it does not tell, before, after.
+
+    Whether more is better differs, so the change is not judged.
+    """
     first, last = _object(before, "heldout"), _object(after, "heldout")
     for name in {**first, **last}:
         was, now = number_or_none(first.get(name)), number_or_none(last.get(name))
         if was is not None or now is not None:
-            yield str(name).replace("_", " ").replace("/", " / "), was, now
+            yield str(name).replace("_", " ").replace("/", " / "), MEANINGS.get(name, ""), was, now
 
 
 def _settings(config: Row, prefix: str = "") -> Iterator[tuple[str, str]]:

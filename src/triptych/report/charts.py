@@ -40,7 +40,7 @@ class Chart:
     log: bool = False
     from_zero: bool = False
     y_range: tuple[float, float] | None = None
-    style: Literal["smooth", "plain", "dots", "peaks"] = "smooth"
+    style: Literal["smooth", "dots", "peaks"] = "smooth"
 
     @property
     def latest(self) -> str:

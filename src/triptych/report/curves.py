@@ -34,10 +34,10 @@ KNOWN = {
     ),
     "grad_norm": Chart(title="Gradient norm", note="Before clipping.", from_zero=True),
     "samples_per_second": Chart(
-        title="Samples per second", note="Rollout and update together.", from_zero=True, style="plain"
+        title="Samples per second", note="Rollout and update together.", from_zero=True
     ),
     "loss": Chart(title="Loss", note="Of the update."),
-    "lr": Chart(title="Learning rate", from_zero=True, style="plain"),
+    "lr": Chart(title="Learning rate", from_zero=True),
 }
 SPREADS = {"group/std": "within a group", "reward/std": "of all samples"}
 NOT_A_CURVE = {"step", "seconds", "skipped"}

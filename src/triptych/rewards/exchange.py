@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -38,30 +39,32 @@ class _StayHere(HTTPRedirectHandler):
         return None
 
 
-def exchange(
-    url: str,
-    body: Mapping[str, Any] | None = None,
-    *,
-    token: str | None = None,
-    timeout: float = 30.0,
-    retries: int = 2,
-    pause: float = 0.5,
-) -> Any:
-    """What ``url`` answers to a JSON body, or to GET without one.
+@dataclass(frozen=True, kw_only=True)
+class Client:
+    """Asks with a bearer ``token``; each try has ``timeout`` seconds for every step of the connection.
 
-    Each try has ``timeout`` seconds for every step of the connection; before each of the ``retries`` there is
-    a pause, of ``pause`` seconds at first and twice as long every time. Raises :class:`Unanswered`.
+    Before each of the ``retries`` there is a pause: ``pause`` seconds, and twice as long every time.
     """
-    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
-    data = None if body is None else json.dumps(body, allow_nan=False).encode()
-    for attempt in range(retries + 1):
-        try:
-            return _once(Request(url, data, headers), timeout)
-        except Unanswered as error:
-            if attempt == retries or not error.again:
-                raise
-        time.sleep(pause * 2**attempt)
-    raise AssertionError("the last try returns or raises")
+
+    token: str | None = field(default=None, repr=False)
+    timeout: float = 30.0
+    retries: int = 1
+    pause: float = 0.5
+
+    def exchange(self, url: str, body: Mapping[str, Any] | None = None) -> Any:
+        """What ``url`` answers to a JSON body, or to GET without one. Raises :class:`Unanswered`."""
+        headers = {"Content-Type": "application/json"}
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
+        data = None if body is None else json.dumps(body, allow_nan=False).encode()
+        for attempt in range(self.retries + 1):
+            try:
+                return _once(Request(url, data, headers), self.timeout)
+            except Unanswered as error:
+                if attempt == self.retries or not error.again:
+                    raise
+            time.sleep(self.pause * 2**attempt)
+        raise AssertionError("the last try returns or raises")
 
 
 def _once(request: Request, timeout: float) -> Any:

@@ -6,7 +6,7 @@ that of an edit describes the picture after it. Knows embeddings; which model th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -39,6 +39,7 @@ class ClipScore:
     embed: Embedder
     batch: int = 32
     name: str = "clip"
+    scaled: ClassVar[bool] = False
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
         scores: list[float | None] = [None] * len(samples)
@@ -48,11 +49,8 @@ class ClipScore:
             texts = [text_of(samples[i].task) for i in rows]
             fits = (self.embed.see(pictures) * self.embed.read(texts)).sum(dim=-1)
             for i, fit in zip(rows, fits.tolist(), strict=True):
-                scores[i] = fit * self._factor()
+                scores[i] = fit * (self.embed.scale if self.scaled else 1.0)
         return scores
-
-    def _factor(self) -> float:
-        return 1.0
 
 
 @dataclass(frozen=True)
@@ -60,9 +58,7 @@ class PickScore(ClipScore):
     """The cosine times the model's scale, about 17 to 24 with the public weights (arXiv 2305.01569)."""
 
     name: str = "pickscore"
-
-    def _factor(self) -> float:
-        return self.embed.scale
+    scaled: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from triptych.errors import UserError
-from triptych.rewards.exchange import Unanswered, exchange
+from triptych.rewards.exchange import Client, Unanswered
 from triptych.rewards.image_text import text_of
 from triptych.rewards.wire import png_of
 from triptych.trajectory import Picture, Sample
@@ -47,22 +47,19 @@ def score_in(reply: str) -> float:
 
 
 @dataclass(frozen=True)
-class JudgeReward:
+class JudgeReward(Client):
     """What a judge says of each sample's picture, in [0, 1]; None where it says nothing that can be used.
 
     ``url`` ends before ``/chat/completions``. ``template`` has ``{text}`` in it, which becomes the task's
-    ``target_text`` or prompt. Each of ``retries`` follows a growing pause; ``timeout`` in seconds is a try's.
-    A call asks ``workers`` questions at once. Answers are kept in the folder ``cache``, by model, template,
-    pixels and text. ``failures`` counts unscored questions by kind; a call without any score raises the last.
+    ``target_text`` or prompt. A call asks ``workers`` questions at once. Answers are kept in the folder
+    ``cache``, by model, template, pixels and text. ``failures`` counts unscored questions by kind; a call
+    without any score raises the last.
     """
 
     url: str
     model: str
     template: str = TEMPLATE
-    token: str | None = field(default=None, repr=False)
-    timeout: float = 25.0
-    retries: int = 1
-    pause: float = 0.5
+    timeout: float = field(default=25.0, kw_only=True)
     workers: int = 8
     max_tokens: int = 64
     cache: Path | None = None
@@ -109,14 +106,7 @@ class JudgeReward:
             "max_tokens": self.max_tokens,
             "messages": [{"role": "user", "content": content}],
         }
-        answer = exchange(
-            f"{self.url.rstrip('/')}/chat/completions",
-            body,
-            token=self.token,
-            timeout=self.timeout,
-            retries=self.retries,
-            pause=self.pause,
-        )
+        answer = self.exchange(f"{self.url.rstrip('/')}/chat/completions", body)
         try:
             reply: Any = answer["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError):

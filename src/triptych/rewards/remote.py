@@ -1,34 +1,31 @@
 """A reward that runs elsewhere, behind ``triptych serve-rewards``."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from triptych.errors import UserError
-from triptych.rewards.exchange import Unanswered, exchange
+from triptych.rewards.exchange import Client, Unanswered
 from triptych.rewards.wire import as_row
 from triptych.trajectory import Sample
 
 
 @dataclass(frozen=True)
-class RemoteReward:
+class RemoteReward(Client):
     """The reward ``name`` of the service at ``url``, asked for ``batch`` samples a request.
 
     A request that fails leaves its samples unscored; where all do, the call raises the last cause, so that
-    :class:`triptych.rewards.RewardSet` retries, counts and names it. ``timeout`` in seconds is a try's.
+    :class:`triptych.rewards.RewardSet` retries, counts and names it.
     """
 
     url: str
     name: str
-    token: str | None = field(default=None, repr=False)
     batch: int = 16
-    timeout: float = 55.0
-    retries: int = 1
-    pause: float = 0.5
+    timeout: float = field(default=55.0, kw_only=True)
 
     def check(self) -> None:
         """UserError unless the service answers and has the reward."""
         try:
-            names = list(exchange(self._at("health"), token=self.token, timeout=10, retries=0)["names"])
+            names = list(replace(self, timeout=10, retries=0).exchange(self._at("health"))["names"])
         except Unanswered as error:
             raise UserError(f"no reward service: {error}") from None
         except (KeyError, TypeError):
@@ -51,14 +48,8 @@ class RemoteReward:
         return scores
 
     def _ask(self, samples: Sequence[Sample]) -> list[float | None]:
-        answer = exchange(
-            self._at("score"),
-            {"names": [self.name], "samples": [as_row(sample) for sample in samples]},
-            token=self.token,
-            timeout=self.timeout,
-            retries=self.retries,
-            pause=self.pause,
-        )
+        question = {"names": [self.name], "samples": [as_row(sample) for sample in samples]}
+        answer = self.exchange(self._at("score"), question)
         try:
             scores, cause = list(answer["scores"][self.name]), answer["causes"].get(self.name)
         except (KeyError, TypeError, AttributeError):

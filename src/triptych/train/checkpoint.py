@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -177,17 +178,11 @@ def prune(root: Path, keep: int, protect: Collection[Path] = ()) -> None:
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A torch optimizer's ``state_dict`` as named tensors and json, for :func:`unpack_optimizer`.
 
-    Tensors are named ``state.<parameter's index>.<key>`` and ``group.<group's index>.<key>``.
+    Tensors, which are all that it may keep of a parameter, are named ``state.<parameter's index>.<key>``.
     """
-    tensors: dict[str, Tensor] = {}
-    rest: dict[str, dict[str, dict[str, Any]]] = {"state": {}, "group": {}}
     packed = optimizer.state_dict()
-    parts = {"state": packed["state"].items(), "group": enumerate(packed["param_groups"])}
-    for part, members in parts.items():
-        for index, values in members:
-            tensors |= {f"{part}.{index}.{k}": v for k, v in values.items() if isinstance(v, Tensor)}
-            rest[part][str(index)] = {k: v for k, v in values.items() if not isinstance(v, Tensor)}
-    return tensors, rest
+    state = {f"state.{i}.{key}": v for i, values in packed["state"].items() for key, v in values.items()}
+    return state, {"group": {str(i): group for i, group in enumerate(packed["param_groups"])}}
 
 
 def unpack_optimizer(
@@ -197,28 +192,14 @@ def unpack_optimizer(
 
     Raises UserError if its groups or their parameters are not those of the checkpoint.
     """
-    values = {part: {int(i): dict(v) for i, v in state[part].items()} for part in ("state", "group")}
+    values: dict[int, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
-        part, index, key = name.split(".", 2)
-        values[part][int(index)][key] = tensor.clone()  # the optimizer keeps it and changes it in place
-    groups = [values["group"][i] for i in range(len(values["group"]))]
-    for group, present in zip(groups, optimizer.param_groups, strict=False):
-        pairs = {key for key, value in present.items() if isinstance(value, tuple)}
-        group |= {key: tuple(group[key]) for key in pairs & set(group)}  # json knows lists alone
+        _, index, key = name.split(".", 2)
+        values[int(index)][key] = tensor.clone()  # the optimizer keeps it and changes it in place
+    groups = list(state["group"].values())
     try:
-        optimizer.load_state_dict({"state": values["state"], "param_groups": groups})
+        optimizer.load_state_dict({"state": values, "param_groups": groups})
     except ValueError as error:
         raise UserError(
             f"the checkpoint's optimizer had other parameters than this model: {error}"
         ) from error
-    _restore_dtypes(optimizer, values["state"])
-
-
-def _restore_dtypes(optimizer: torch.optim.Optimizer, saved: Mapping[int, Mapping[str, Any]]) -> None:
-    """torch casts states to their parameter's dtype while loading; take what was saved instead."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, values in saved.items():
-        loaded = optimizer.state[parameters[index]]
-        for key, value in values.items():
-            if isinstance(value, Tensor) and loaded[key].dtype != value.dtype:
-                loaded[key] = value.to(loaded[key].device)
