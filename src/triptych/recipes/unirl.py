@@ -8,6 +8,7 @@ drawing how to draw what is read right; "grpo" credits drawing and answer with t
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from triptych.evals.drawing import evaluate_rewards
 from triptych.evals.evaluation import Evaluation
@@ -38,22 +39,25 @@ ON_POLICY = PolicyLossConfig(objective="no_clip", kl_coef=0.01)
 GREEDY = Sampling(temperature=0, max_tokens=16)
 
 
-def _both(config: PolicyConfig) -> dict[str, PolicyConfig]:
-    """GRPO without an old policy, and SFT, whose quiz is answered greedily."""
+def _both(config: PolicyConfig, **sft: Any) -> dict[str, PolicyConfig]:
+    """GRPO without an old policy, and SFT with settings of its own, whose quiz is answered greedily."""
     config = replace(config, rewards={"quiz": 1.0}, learn_from=0)
-    asked = replace(config, rollout=replace(config.rollout, write=GREEDY))
+    asked = replace(config, rollout=replace(config.rollout, write=GREEDY), **sft)
     return {
         "grpo": QuizConfig(**vars(replace(config, loss=ON_POLICY))),
         "sft": SelfSupervisedConfig(**vars(asked)),
     }
 
 
-# -- on a starter: the demo's settings for drawings ------------------------------------------------
-HELD_OUT = ("geneval",)
-STARTERS = {
-    "showo": _both(replace(demo.MASKED, model="starters/showo", steps=20, prompts=16, held_out=HELD_OUT)),
-    "janus": _both(replace(demo.JANUS, steps=20, prompts=16, held_out=HELD_OUT)),
-}
+# -- on a starter ----------------------------------------------------------------------------------
+def _starter(model: str) -> dict[str, PolicyConfig]:
+    """By the demo's settings for drawings; SFT has fewer episodes of more prompts, at a lower rate."""
+    config = replace(demo.DEMOS[model], steps=40, prompts=8, held_out=("geneval",))
+    rates = replace(config.optimizer, lr=2e-4)
+    return _both(config, prompts=16, group=4, optimizer=rates)
+
+
+STARTERS = {model: _starter(model) for model in ("showo", "janus")}
 
 # -- on public weights: the paper's settings, where it has any -------------------------------------
 PUBLIC_JANUS = PolicyConfig(
