@@ -62,7 +62,7 @@ class ShowoModel(MaskedModel):
         super().__init__(network, tokenizer, codec)
         self.layout = network.layout
         if self.layout.w_clip_vit:
-            self.can = self.can - {"read"}
+            self.can = self.can - {"read", "relax"}
         self.begin, self.end = int(tokenizer.bos_token_id), int(tokenizer.eos_token_id)
 
     # -- drawing -----------------------------------------------------------------------------------
