@@ -18,9 +18,9 @@ _SIX = {
     "reflection": "draw, look, draw again",
 }
 _SELF = {
-    f"unirl.{model}.{how}": f"self-improvement of {title} by its own answers, {way}"
-    for model, title in (("showo", "Show-o"), ("janus", "Janus"))
-    for how, way in (("sft", "SFT"), ("grpo", "GRPO"))
+    f"unirl.{model}.{how}": f"{how.upper()} on a starter by its own answers"
+    for model in ("showo", "janus")
+    for how in ("sft", "grpo")
 }
 SUMMARIES = {
     "demo": "RL on a starter: it learns to draw to order",
