@@ -430,7 +430,7 @@ def test_edits_are_for_models_that_can(run: Callable[[str], Ended]) -> None:
     drawn = model.generate_image([Prompt.of(picture(1), "red")], Sampling(), [key])
     assert run("edit masked source.png red --n 1 --pixels 8").code == 0
     assert np.array_equal(np.array(Image.open("drawing.png")), to_pictures(model.decode(drawn))[0].numpy())
-    assert _one_line(run("edit tiny source.png red")) == "janus cannot edit; it can draw, read"
+    assert _one_line(run("edit tiny source.png red")) == "janus cannot edit; it can draw, read, relax"
     assert _one_line(run("edit masked gone.png red")).startswith("cannot read gone.png as a picture")
 
 

@@ -25,7 +25,7 @@ QUICK: dict[str, Any] = {"steps": 1, "evaluate_tasks": 6}
 TINY_UNIGEN = TinyUniGen(**vars(TINY_SHOWO) | {"vision_width": 8, "vision_layers": 1})
 STEPPED = {"demo", "janus", "janus.lora", "starters.janus", "starters.janus.refine"}
 STEPPED |= {"starters.showo", "starters.unigen"}
-ELSEWHERE = {name for name in SUMMARIES if "unirl_zero" in name}  # in test_unirl_zero.py
+ELSEWHERE = {name for name in SUMMARIES if "unirl" in name}  # in test_unirl.py and test_unirl_zero.py
 
 
 @pytest.fixture

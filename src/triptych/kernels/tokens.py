@@ -43,8 +43,9 @@ def guided(logits: Tensor, guidance: float, source_guidance: float | None = None
 def log_policy(
     logits: Tensor, temperature: float, guidance: float = 1.0, source_guidance: float | None = None
 ) -> Tensor:
-    """Log-probabilities of the policy that acts, ``[B, ..., V]`` fp32."""
-    return torch.log_softmax(guided(logits.float(), guidance, source_guidance) / temperature, dim=-1)
+    """Log-probabilities of the policy that acts, ``[B, ..., V]`` fp32, of float64 logits float64."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return torch.log_softmax(guided(logits, guidance, source_guidance) / temperature, dim=-1)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def sample(
     cdf = logp.double().exp().cumsum(-1)
     tokens = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).squeeze(-1)
     tokens = tokens.clamp(max=logits.shape[-1] - 1)
-    return Draw(tokens, logp.gather(-1, tokens[:, None]).squeeze(-1))
+    return Draw(tokens, logp.gather(-1, tokens[:, None]).squeeze(-1).float())
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from triptych.errors import UserError
+from triptych.kernels.relaxed import Relaxation
 from triptych.models.quiet import quiet
 from triptych.trajectory import NoiseKey, Picture, Prompt, Sampling, Segment, TextSegment
 
@@ -35,6 +36,10 @@ class Codec(Protocol):
 
     def decode(self, ids: Tensor) -> Tensor:
         """ids ``[B, N]`` -> ``[B, 3, H, W]`` in [0, 1]."""
+        ...
+
+    def decode_soft(self, vectors: Tensor) -> Tensor:
+        """As :meth:`decode`, of mixtures ``[B, N, d]`` of the codebook's rows, with gradients to them."""
         ...
 
 
@@ -103,8 +108,8 @@ class _Reference:
 class UnifiedModel(nn.Module, ABC):
     """One policy that reads, draws and edits.
 
-    ``network`` holds all weights. ``can`` says which of "read", "draw", "edit" the model does, which an
-    instance may narrow where its files hold less; asking for another is an error. The model stays in eval
+    ``network`` holds all weights. ``can`` says which of "read", "draw", "edit", "relax" the model does, which
+    an instance may narrow where its files hold less; asking for another is an error. The model stays in eval
     mode for good: dropout in one of two passes would make the policy that is scored another one than the
     policy that acted. Layers whose names begin with ``tower`` never get adapters.
     """
@@ -172,9 +177,16 @@ class UnifiedModel(nn.Module, ABC):
     def texts(self, segment: TextSegment) -> list[str]:
         """The written strings, without special tokens."""
 
-    def relax(self, segment: Segment, tau: float) -> Tensor:
-        """A differentiable picture ``[B, 3, H, W]`` (straight-through Gumbel-softmax at ``tau``)."""
-        raise UserError(f"{self.name} offers no differentiable drawing")
+    def relax(self, segment: Segment, relaxation: Relaxation, keys: Sequence[NoiseKey]) -> Sequence[Picture]:
+        """Drawings through which a gradient passes, one a row: for prompts, in place of recorded pictures.
+
+        :meth:`supervised_loss` of such a prompt, alone or among others with one such picture each, has
+        gradients in the logits that drew it. What is inside is the model's own affair: floating-point pixels,
+        or weights over codes. ``keys[b]`` decides row b's noise. Raises UserError where "relax" is not in
+        ``can`` (UniRL's end-to-end path, arXiv 2505.23380).
+        """
+        self.require("relax")
+        raise NotImplementedError
 
     # -- learning ----------------------------------------------------------------------------------
     @abstractmethod
@@ -303,8 +315,8 @@ def to_pictures(images: Tensor) -> Tensor:
 
 
 def from_pictures(pictures: Sequence[Picture]) -> Tensor:
-    """uint8 ``[H, W, 3]`` each -> ``[B, 3, H, W]`` fp32 in [0, 1]."""
-    return torch.stack(list(pictures)).permute(0, 3, 1, 2).float() / 255
+    """uint8 ``[H, W, 3]`` each -> ``[B, 3, H, W]`` fp32 in [0, 1]; floating-point ones keep their type."""
+    return torch.stack(list(pictures)).permute(0, 3, 1, 2) / 255
 
 
 def fit(picture: Picture, size: int) -> Picture:

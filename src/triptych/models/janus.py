@@ -11,6 +11,7 @@ Shape legend: B rows, P padded prompt length, A actions, N image tokens, D width
 
 import json
 from collections.abc import Sequence
+from math import isqrt
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -23,6 +24,7 @@ from transformers.utils import cached_file
 
 from triptych.errors import UserError
 from triptych.kernels.noise import uniforms
+from triptych.kernels.relaxed import Relaxation, relaxed
 from triptych.models import causal
 from triptych.models.base import Codec, Example, LossSum, Scores, from_pictures
 from triptych.models.packed import packed
@@ -48,11 +50,11 @@ class VQCodec:
     """The public VQ tokenizer: ids are found by cosine, as it was trained.
 
     transformers' ``encode`` compares unnormalised vectors, where the original normalises both sides; only
-    the latter inverts ``decode``, which looks codes up normalised. Pixels inside are in [-1, 1].
+    the latter inverts ``decode``, which looks codes up normalised. Pixels inside are in [-1, 1]. Frozen.
     """
 
     def __init__(self, vq: Any) -> None:
-        self.vq = vq
+        self.vq = vq.requires_grad_(False)
 
     @property
     def codebook(self) -> Tensor:
@@ -70,14 +72,20 @@ class VQCodec:
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
         """ids ``[B, N]`` -> ``[B, 3, H, W]`` in [0, 1]."""
-        images: Tensor = self.vq.decode(ids)
-        return (images.float() / 2 + 0.5).clamp(0, 1)
+        return self.decode_soft(self.codebook[ids]).float()
+
+    def decode_soft(self, vectors: Tensor) -> Tensor:
+        """Mixtures ``[B, N, d]`` of the codebook's rows -> ``[B, 3, H, W]`` in [0, 1], with gradients."""
+        side = isqrt(vectors.shape[1])
+        latent = vectors.transpose(1, 2).unflatten(2, (side, side)).contiguous()
+        images: Tensor = self.vq.decoder(self.vq.post_quant_conv(latent))
+        return (images / 2 + 0.5).clamp(0, 1)
 
 
 class JanusModel(WritingModel):
     """Janus behind the :class:`~triptych.models.base.UnifiedModel` contract: reads and draws."""
 
-    can: frozenset[str] = frozenset({"read", "draw"})
+    can: frozenset[str] = frozenset({"read", "draw", "relax"})
     name: ClassVar[str] = "janus"
     title: ClassVar[str] = "Janus"
 
@@ -229,6 +237,21 @@ class JanusModel(WritingModel):
         if not isinstance(segment, TokenImageSegment):
             raise UserError(f"janus cannot make a picture of a {segment.kind} segment")
         return self.codec.decode(segment.tokens.to(self.device))
+
+    def relax(self, segment: Segment, relaxation: Relaxation, keys: Sequence[NoiseKey]) -> Sequence[Picture]:
+        """See :meth:`UnifiedModel.relax`: pixels, ``[H, W, 3]`` each in 0 to 255 and not rounded.
+
+        One teacher-forced pass over the drawing gives the logits of all N tokens; of a token's influence on
+        the draws after it no gradient is taken. The weights mix the codebook, which is decoded.
+        """
+        assert isinstance(segment, TokenImageSegment), f"janus drew no {segment.kind} segment"
+        tokens = segment.tokens.to(self.device)
+        uniform = uniforms(keys, self.draw_tokens * self.codes).view(*tokens.shape, -1).to(self.device)
+        with self._quick(self._lm):
+            logits = self._head(segment)[0](self._written(segment))
+        weights = relaxed(logits, tokens, uniform, segment.sampling, relaxation)
+        images = self.codec.decode_soft(weights @ self.codec.codebook.to(weights))
+        return tuple(255 * images.permute(0, 2, 3, 1))
 
     # -- learning ----------------------------------------------------------------------------------
     def _drawing_loss(self, examples: Sequence[Example]) -> LossSum:

@@ -16,11 +16,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 from transformers import PreTrainedTokenizerBase
 
 from triptych.errors import UserError
 from triptych.kernels import masked as kernel
 from triptych.kernels import tokens as token_kernel
+from triptych.kernels.noise import uniforms
+from triptych.kernels.relaxed import Relaxation, relaxed
 from triptych.models import canvas
 from triptych.models.base import Example, LossSum, Scores
 from triptych.models.magvit2 import MagViT2Codec
@@ -33,6 +36,7 @@ from triptych.trajectory import (
     Denoising,
     MaskedImageSegment,
     NoiseKey,
+    Picture,
     Prompt,
     Sampling,
     Segment,
@@ -130,6 +134,25 @@ class MaskedModel(WritingModel):
         if not isinstance(segment, MaskedImageSegment):
             raise UserError(f"{self.name} cannot make a picture of a {segment.kind} segment")
         return self.codec.decode(segment.tokens.to(self.device))
+
+    def relax(self, segment: Segment, relaxation: Relaxation, keys: Sequence[NoiseKey]) -> Sequence[Picture]:
+        """See :meth:`UnifiedModel.relax`: weights over codes, ``[N, K]`` each.
+
+        One pass over the canvas of one of the S steps, any of them alike, by ``keys``: the tokens that were
+        committed from then on are relaxed, those before stay what they are.
+        """
+        self.require("relax")
+        assert isinstance(segment, MaskedImageSegment), f"{self.name} drew no {segment.kind} segment"
+        segment = segment.to(self.device)
+        draws = uniforms(keys, 1 + self.draw_tokens * self.codes).to(self.device)
+        masked = segment.commit >= (draws[:, :1] * segment.sampling.unmask.steps).long()
+        with self._quick(self._lm):
+            hidden = self._hidden(segment.context, segment.sampling)(segment.tokens, masked)
+            logits = self.network.code_head()(hidden)
+        uniform = draws[:, 1:].view(*segment.tokens.shape, self.codes)
+        weights = relaxed(logits, segment.tokens, uniform, segment.sampling, relaxation)
+        hard = one_hot(segment.tokens, self.codes).to(weights)
+        return tuple(torch.where(masked[..., None], weights, hard))
 
     # -- scoring -----------------------------------------------------------------------------------
     def forward(

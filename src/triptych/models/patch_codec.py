@@ -29,9 +29,12 @@ class PatchCodec:
 
     def decode(self, ids: Tensor) -> Tensor:
         """ids ``[B, N]`` of a square picture -> ``[B, 3, H, W]`` in [0, 1]."""
-        side = round(ids.shape[1] ** 0.5) * self.patch
-        patches = self.codebook.to(ids.device)[ids].transpose(1, 2)
-        return fold(patches, (side, side), kernel_size=self.patch, stride=self.patch)
+        return self.decode_soft(self.codebook.to(ids.device)[ids])
+
+    def decode_soft(self, vectors: Tensor) -> Tensor:
+        """Patches ``[B, N, 3 p p]`` of a square picture -> ``[B, 3, H, W]``, with gradients."""
+        side = round(vectors.shape[1] ** 0.5) * self.patch
+        return fold(vectors.transpose(1, 2), (side, side), kernel_size=self.patch, stride=self.patch)
 
     def save(self, folder: Path) -> None:
         """Write ``codec.safetensors``."""

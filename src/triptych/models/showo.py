@@ -51,7 +51,7 @@ PHI_LINEAR = ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2")
 class ShowoModel(MaskedModel):
     """Show-o behind the :class:`~triptych.models.base.UnifiedModel` contract: reads and draws."""
 
-    can: frozenset[str] = frozenset({"read", "draw"})
+    can: frozenset[str] = frozenset({"read", "draw", "relax"})
     name: ClassVar[str] = "showo"
     title: ClassVar[str] = "Show-o"
     network: ShowoNetwork
@@ -62,7 +62,7 @@ class ShowoModel(MaskedModel):
         super().__init__(network, tokenizer, codec)
         self.layout = network.layout
         if self.layout.w_clip_vit:
-            self.can = self.can - {"read"}
+            self.can = self.can - {"read", "relax"}
         self.begin, self.end = int(tokenizer.bos_token_id), int(tokenizer.eos_token_id)
 
     # -- drawing -----------------------------------------------------------------------------------
@@ -91,22 +91,31 @@ class ShowoModel(MaskedModel):
         return [*ids, *words(self.tokenizer, said + "ASSISTANT:")]
 
     def _seen(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-        """Ids of pictures' columns ``[B, W]``, and which rows have one ``[B]``; W is 0 where none has."""
+        """Pictures' columns as embeddings ``[B, W, D]``, and which rows have one ``[B]``; W is 0 if none has.
+
+        Of relaxed drawings, one in every row, the weights ``[N, K]`` mix the embeddings of the codes.
+        """
+        embed = self.network.lm.get_input_embeddings()
         has = torch.tensor([len(p.pictures) for p in prompts])
         if has.max() > 1:
             raise UserError(f"showo reads one picture a prompt, and this one holds {int(has.max())}")
         if not has.any():
-            return torch.zeros(len(prompts), 0, dtype=torch.long, device=self.device), has.bool()
+            return embed(torch.zeros(len(prompts), 0, dtype=torch.long, device=self.device)), has.bool()
         if self.layout.w_clip_vit:
             raise UserError("this Show-o reads pictures through a CLIP tower, which is not part of its files")
         pictures = [p.pictures[0] for p in prompts if p.pictures]
         codes = torch.zeros(len(prompts), self.draw_tokens, dtype=torch.long, device=self.device)
-        codes[has.bool()] = self._encode(pictures)
+        soft = pictures[0].is_floating_point()
+        codes[has.bool()] = 0 if soft else self._encode(pictures)
         framed = self._framed(codes + self.layout.first_code)
-        return torch.cat([framed.new_full((len(framed), 1), self.marks[READ]), framed], dim=1), has.bool()
+        columns = embed(torch.cat([framed.new_full((len(framed), 1), self.marks[READ]), framed], dim=1))
+        if soft:
+            mixed = torch.stack(pictures) @ embed.weight[self.layout.first_code : self.layout.mask_id]
+            columns = torch.cat([columns[:, :2], mixed, columns[:, -1:]], dim=1)
+        return columns, has.bool()
 
     def _question(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids of pictures ``[B, W]`` and of what is said ``[B, P]``; which columns count ``[B, W + P]``."""
+        """Pictures ``[B, W, D]`` and ids of what is said ``[B, P]``; which columns count ``[B, W + P]``."""
         seen, has = self._seen(prompts)
         ids, valid = left_padded([self._said(p) for p in prompts], int(self.tokenizer.pad_token_id))
         valid = torch.cat([has[:, None].expand(-1, seen.shape[1]), valid], dim=1)
@@ -114,10 +123,10 @@ class ShowoModel(MaskedModel):
 
     def _look(self, seen: Tensor) -> tuple[canvas.Decoder, Tensor, Tensor, Tensor]:
         """How a picture's columns are run: layers, embeddings, a mask that hides nothing, positions."""
-        embeds = self.network.get_input_embeddings()(seen)
-        mask = canvas.open_mask(torch.ones_like(seen, dtype=torch.bool), embeds.dtype)
-        place = torch.arange(seen.shape[1], device=seen.device).expand(seen.shape)
-        return self.network.decoder(first=2), embeds, mask, place
+        shape = seen.shape[:2]
+        mask = canvas.open_mask(torch.ones(shape, dtype=torch.bool, device=seen.device), seen.dtype)
+        place = torch.arange(shape[1], device=seen.device).expand(shape)
+        return self.network.decoder(first=2), seen, mask, place
 
     def _answer_prefix(self, prompts: Sequence[Prompt], room: int) -> Prefix:
         seen, ids, valid = self._question(prompts)

@@ -17,6 +17,11 @@ _SIX = {
     "cot": "think, then draw",
     "reflection": "draw, look, draw again",
 }
+_SELF = {
+    f"unirl.{model}.{how}": f"{how.upper()} on a starter by its own answers"
+    for model in ("showo", "janus")
+    for how in ("sft", "grpo")
+}
 SUMMARIES = {
     "demo": "RL on a starter: it learns to draw to order",
     "janus": "text-to-image RL on public Janus-Pro weights",
@@ -30,6 +35,8 @@ SUMMARIES = {
     "unirl_zero.t2i.nft": "the same as unirl_zero.t2i by DiffusionNFT",
     **{f"public.unirl_zero.{name}": f"RL on public weights: {what}" for name, what in _SIX.items()},
     **{f"public.unirl_zero.{name}.lora": "the same with LoRA adapters" for name in _SIX},
+    **_SELF,
+    **{f"public.{name}": "the same on public weights" for name in _SELF},
 }
 """Every shipped recipe: the name that the command line takes, and one line about it."""
 
@@ -38,9 +45,10 @@ def recipes() -> dict[str, "Callable[[], Recipe]"]:
     """The functions that make the recipes, by the names of :data:`SUMMARIES`."""
     from functools import partial
 
-    from triptych.recipes import demo, starters, unigen15, unirl_zero
+    from triptych.recipes import demo, starters, unigen15, unirl, unirl_zero
 
     made = {name: partial(unirl_zero.make, name) for name in SUMMARIES if "unirl_zero." in name}
+    made |= {name: partial(unirl.make, name) for name in SUMMARIES if "unirl." in name}
     return {
         "demo": demo.demo,
         "janus": demo.janus,
