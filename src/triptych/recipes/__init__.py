@@ -25,6 +25,7 @@ SUMMARIES = {
     "starters.janus.refine": "the starter's second part: mostly drawing",
     "starters.showo": "train the Show-o starter from nothing",
     "unigen15.pretrain": "UniGen-1.5's first stage, from nothing",
+    "unigen15.sft": "its second stage, which adds editing and makes the starter",
     "starters.unirl_zero": "train the UniRL-Zero starter from nothing",
     **{f"unirl_zero.{name}": f"RL on a starter: {what}" for name, what in _SIX.items()},
     "unirl_zero.t2i.nft": "the same as unirl_zero.t2i by DiffusionNFT",
@@ -49,6 +50,7 @@ def recipes() -> dict[str, "Callable[[], Recipe]"]:
         "starters.janus.refine": starters.janus_refine,
         "starters.showo": starters.showo,
         "unigen15.pretrain": unigen15.pretrain,
+        "unigen15.sft": unigen15.sft,
         "starters.unirl_zero": starters.unirl_zero,
         **made,
     }
