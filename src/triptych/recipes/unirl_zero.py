@@ -22,7 +22,6 @@ from triptych.models import load
 from triptych.models.base import LoraSettings, UnifiedModel
 from triptych.recipes import SUMMARIES, shapes_reasoning, shapes_world
 from triptych.recipes.base import Parts, Recipe
-from triptych.recipes.demo import split_tasks
 from triptych.recipes.rewards import build_rewards
 from triptych.rewards.answers import FormatReward
 from triptych.rewards.base import RewardFunction, RewardSet
@@ -40,6 +39,7 @@ from triptych.shapes.verifier import detect
 from triptych.train.nft import NFTConfig, NFTLearner
 from triptych.train.optimizer import OptimizerConfig
 from triptych.train.policy import PolicyConfig, PolicyLearner
+from triptych.train.tasks import hold_out, read_tasks
 from triptych.trajectory import Denoising, Sampling, Task
 
 PARTS = "Qwen/Qwen2.5-VL-3B-Instruct + Efficient-Large-Model/Sana_1600M_512px_diffusers"
@@ -226,7 +226,7 @@ def build(episode: Episode, config: Any, learner: type[PolicyLearner] = PolicyLe
         train, held = episode.tasks(TRAIN_TASKS, config.seed), episode.tasks(config.evaluate_tasks, None)
         judge = partial(_judged, scenario, config.rollout)
     else:
-        train, held = split_tasks(config)
+        train, held = hold_out(read_tasks(config.tasks), config.evaluate_tasks, config.tasks)
         judge = partial(_scored, scenario, config.rollout, rewards)
     return Parts(
         model=lambda: open_model(config),
