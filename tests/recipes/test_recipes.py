@@ -173,7 +173,7 @@ def test_a_batch_is_shared_out_among_drawings_questions_and_edits() -> None:
     first, second = mixed[-2:]
     assert 0 < float(first.time or 0) < 0.5 < float(second.time or 0) < 1 and first.key != second.key
     asked = [shapes_world.edit_tasks(4)[i].prompt.split()[0] for i in range(4)]
-    assert asked == ["add", "remove", "replace", "make"]
+    assert asked == ["add", "make", "extract", "replace"]
     early, later = (shapes_world.examples(10, 0.3, 5, read_first=2)(step) for step in (2, 3))
     assert [sum(isinstance(e.target, str) for e in batch) for batch in (early, later)] == [6, 3]
     for shares in ({"read_share": 0.6, "edit_share": 0.5}, {"read_first": 1, "edit_share": 0.5}):

@@ -6,7 +6,7 @@ examples and callables, and could be pointed at any other source of them.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from triptych.rewards.quiz import grade
 from triptych.scenarios.base import RolloutSettings
 from triptych.scenarios.edit import Edit
 from triptych.scenarios.text_to_image import TextToImage
-from triptych.shapes.edits import WORDS, test_edits, train_edit
+from triptych.shapes.edits import EDITS, WORDS, test_edits, train_edit
 from triptych.shapes.prompts import (
     QUESTIONS,
     screening_prompts,
@@ -90,19 +90,28 @@ def screening_tasks(n: int = 200) -> list[Task]:
     return [_task(f"screening/{m['tag']}/{i:04d}", m) for i, m in enumerate(screening_prompts(n))]
 
 
-def edit_tasks(n: int = 200, seed: int | None = None) -> list[Task]:
-    """Held-out edits, kinds evenly, or with a ``seed`` of the training split.
+def edit_tasks(n: int = 200, seed: int | None = None, categories: Sequence[str] = EDITS) -> list[Task]:
+    """Held-out edits, ``categories`` evenly, or with a ``seed`` of the training split.
 
-    ``source`` is the picture, the metadata that of the picture after the edit. Columns: "reverse", the
-    instruction that undoes it, and boxes of what changes or of what stays (:attr:`Edit.regions`).
+    ``source`` is the picture, metadata and ``target_text`` those of the picture after the edit. Columns:
+    "description", that text again; "reverse", the instruction that undoes it, where there is one; and boxes
+    of what changes or of what stays (:attr:`Edit.regions`).
     """
+    made = items(
+        partial(test_edits, categories=categories), partial(train_edit, categories=categories), n, seed
+    )
     return [
         replace(
             _task(name_of("edit", e.metadata["tag"], i, seed), e.metadata),
             source=picture_of(e.source),
-            columns={"reverse": e.reverse, **e.regions},
+            target_text=e.description,
+            columns={
+                "description": e.description,
+                **({"reverse": e.reverse} if e.reverse else {}),
+                **e.regions,
+            },
         )
-        for i, e in enumerate(items(test_edits, train_edit, n, seed))
+        for i, e in enumerate(made)
     ]
 
 

@@ -35,6 +35,7 @@ from triptych.scenarios.reasoning import MultimodalReasoning, TextReasoning
 from triptych.scenarios.reflection import Reflection
 from triptych.scenarios.text_to_image import TextToImage
 from triptych.shapes.critiques import QUESTION
+from triptych.shapes.edits import UNDOABLE
 from triptych.shapes.verifier import detect
 from triptych.train.nft import NFTConfig, NFTLearner
 from triptych.train.optimizer import OptimizerConfig
@@ -166,7 +167,7 @@ EPISODES = {
     ),
     "cycle": Episode(
         scenario=lambda config: CycleEdit(),
-        tasks=shapes_world.edit_tasks,
+        tasks=partial(shapes_world.edit_tasks, categories=UNDOABLE),
         starter=replace(DRAWN, rewards=CYCLE, held_out=("preservation",)),
         public=replace(TO_DRAW, rewards=CYCLE),
         adapted=DM_LAYERS,
