@@ -17,6 +17,12 @@ _SIX = {
     "cot": "think, then draw",
     "reflection": "draw, look, draw again",
 }
+_STAGES = {
+    "pretrain": "first stage",
+    "sft": "second stage",
+    "align": "third stage",
+    "rl": "fourth stage",
+}
 SUMMARIES = {
     "demo": "RL on a starter: it learns to draw to order",
     "janus": "text-to-image RL on public Janus-Pro weights",
@@ -26,11 +32,14 @@ SUMMARIES = {
     "starters.showo": "train the Show-o starter from nothing",
     "unigen15.pretrain": "UniGen-1.5's first stage, from nothing",
     "unigen15.sft": "its second stage, which adds editing and makes the starter",
+    "unigen15.align": "its third stage: say what an edit will show",
+    "unigen15.rl": "its fourth stage: one reward for drawings and edits",
     "starters.unirl_zero": "train the UniRL-Zero starter from nothing",
     **{f"unirl_zero.{name}": f"RL on a starter: {what}" for name, what in _SIX.items()},
     "unirl_zero.t2i.nft": "the same as unirl_zero.t2i by DiffusionNFT",
     **{f"public.unirl_zero.{name}": f"RL on public weights: {what}" for name, what in _SIX.items()},
     **{f"public.unirl_zero.{name}.lora": "the same with LoRA adapters" for name in _SIX},
+    **{f"public.unigen15.{name}": f"UniGen-1.5 on public parts, {what}" for name, what in _STAGES.items()},
 }
 """Every shipped recipe: the name that the command line takes, and one line about it."""
 
@@ -42,6 +51,7 @@ def recipes() -> dict[str, "Callable[[], Recipe]"]:
     from triptych.recipes import demo, starters, unigen15, unirl_zero
 
     made = {name: partial(unirl_zero.make, name) for name in SUMMARIES if "unirl_zero." in name}
+    made |= {f"public.unigen15.{stage}": partial(unigen15.public, stage) for stage in _STAGES}
     return {
         "demo": demo.demo,
         "janus": demo.janus,
@@ -51,6 +61,8 @@ def recipes() -> dict[str, "Callable[[], Recipe]"]:
         "starters.showo": starters.showo,
         "unigen15.pretrain": unigen15.pretrain,
         "unigen15.sft": unigen15.sft,
+        "unigen15.align": unigen15.align,
+        "unigen15.rl": unigen15.rl,
         "starters.unirl_zero": starters.unirl_zero,
         **made,
     }

@@ -89,7 +89,7 @@ def janus() -> Recipe:
         name="starters.janus",
         summary=SUMMARIES["starters.janus"],
         config=config,
-        build=_build,
+        build=build,
         finish=publish,
     )
 
@@ -164,7 +164,7 @@ def _fresh(sizes: Sizes, seed: int) -> UnifiedModel:
     return tiny_janus(shapes_world.words(), sizes, codec, seed)
 
 
-def _build(config: StarterConfig) -> Parts:
+def build(config: StarterConfig) -> Parts:
     examples = shapes_world.examples(
         config.batch, config.read_share, config.seed, config.edit_share, config.read_first, config.more
     )

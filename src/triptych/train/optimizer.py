@@ -20,9 +20,10 @@ class OptimizerConfig:
     """AdamW, or Muon for hidden matrices with AdamW for the rest.
 
     ``lr`` is the base rate; ``group_lr`` overrides it for named parameter groups. ``muon_lr`` is Muon's own
-    rate, scaled by the same schedule. ``decay`` is the share of steps, at the end, in which the rate falls
-    to zero, on a line or half a "cosine" by ``schedule``. Gradients are clipped to ``max_norm``, the L2 norm of all of them together ("global") or
-    of each group by itself ("group"), as if it had an optimizer of its own.
+    rate, scaled by the same schedule. ``decay`` is the share of steps, at the end, in which the rate falls to
+    zero, on a line or half a cosine as ``schedule`` says. Gradients are clipped to ``max_norm``, the L2 norm
+    of all of them together ("global") or of each group by itself ("group"), as if it had an optimizer of its
+    own.
     """
 
     kind: Literal["adamw", "muon"] = "adamw"

@@ -71,7 +71,7 @@ def read_rows(where: str, make: Callable[[Row, int, Path], T]) -> list[T]:
     return made
 
 
-def hold_out(rows: Sequence[T], most: int, where: str) -> tuple[Sequence[T], Sequence[T]]:
+def hold_out(rows: list[T], most: int, where: str) -> tuple[list[T], list[T]]:
     """The rows without their last tenth (at most ``most``), and that; UserError for fewer than ten."""
     if not (held := min(most, len(rows) // 10)):
         raise UserError(f"{where} has {len(rows)} tasks: at least 10, for a tenth is held out")
