@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import torch
+
 from triptych.errors import UserError
 from triptych.evals.drawing import evaluate_rewards, read_answers
 from triptych.evals.evaluation import Evaluation
@@ -20,7 +22,7 @@ from triptych.recipes import SUMMARIES, shapes_world, starters
 from triptych.recipes.base import Parts, Recipe
 from triptych.recipes.demo import DEMOS
 from triptych.recipes.rewards import build_rewards
-from triptych.rewards.base import FunctionReward, RewardFunction, RewardSet
+from triptych.rewards.base import RewardSet
 from triptych.rewards.preservation import PreservationReward
 from triptych.scenarios.base import RolloutSettings
 from triptych.scenarios.text_to_image import TextToImage
@@ -41,9 +43,9 @@ TRAIN_TASKS = 2048
 class UnifiedConfig(PolicyConfig):
     """RL on drawings and edits under one reward of picture and text.
 
-    Every step has as many tasks of each of ``kinds``. One with a ``source`` is an edit, judged by its column
-    "description"; others are judged by their prompt. ``preserve`` is the weight of the reward for what an
-    edit should have left as it was: 0, as in the paper.
+    Every step has as many tasks of each of ``kinds``. One with a ``source`` is an edit, whose ``target_text``
+    is what rewards read; of others they read the prompt. ``preserve`` is the weight of the reward for what
+    an edit should have left as it was: 0, as in the paper.
     """
 
     kinds: tuple[Literal["t2i", "edit"], ...] = ("t2i", "edit")
@@ -196,31 +198,21 @@ def _build_rl(config: UnifiedConfig) -> Parts:
 
 def _split(config: UnifiedConfig) -> tuple[dict[str, list[Task]], dict[str, list[Task]]]:
     tasks = read_tasks(config.tasks)
-    if bare := [t for t in tasks if t.source is not None and "description" not in t.columns]:
-        raise UserError(
-            f"{config.tasks}: task {bare[0].id} has a source, but no column description to judge it by"
-        )
+    if bare := [t for t in tasks if t.source is not None and t.target_text is None]:
+        raise UserError(f"{config.tasks}: task {bare[0].id} has a source, but no target_text to judge it by")
     both = {kind: [t for t in tasks if (t.source is not None) == (kind == "edit")] for kind in config.kinds}
     parts = {k: hold_out(t, config.evaluate_tasks, f"{config.tasks} ({k})") for k, t in both.items()}
     return {k: train for k, (train, _) in parts.items()}, {k: held for k, (_, held) in parts.items()}
 
 
 def unified_rewards(config: UnifiedConfig) -> RewardSet:
-    """The rewards that the settings name, of picture and text alone: none knows a task's source.
-
-    But "preservation", which is about it.
-    """
+    """The rewards that the settings name, and with ``preserve`` that of preservation."""
     named = {**config.rewards, **({"preservation": config.preserve} if config.preserve else {})}
-    found = build_rewards(
-        replace(config, rewards=named, held_out=tuple(n for n in config.held_out if n not in named))
-    )
-    kept = {"preservation": FunctionReward("preservation", preserved)}
-    return replace(
-        found,
-        rewards={
-            name: kept.get(name) or _of_drawings(name, reward) for name, reward in found.rewards.items()
-        },
-    )
+    held = tuple(name for name in config.held_out if name not in named)
+    found = build_rewards(replace(config, rewards=named, held_out=held))
+    if "preservation" not in named:
+        return found
+    return replace(found, rewards={**found.rewards, "preservation": preserved})
 
 
 def preserved(samples: Sequence[Sample]) -> list[float | None]:
@@ -229,35 +221,15 @@ def preserved(samples: Sequence[Sample]) -> list[float | None]:
     return [1.0 if s.task.source is None else value for s, value in zip(samples, found, strict=True)]
 
 
-def _of_drawings(name: str, reward: RewardFunction) -> FunctionReward:
-    return FunctionReward(name, lambda samples: reward([_as_drawing(sample) for sample in samples]))
-
-
-def _as_drawing(sample: Sample) -> Sample:
-    """The sample as if its picture had been drawn from a text that says all of it."""
-    task = sample.task
-    text = str(task.columns.get("description", task.prompt))
-    return sample if task.source is None else replace(sample, task=replace(task, prompt=text, source=None))
-
-
 def _scored(
     config: UnifiedConfig, rewards: RewardSet, held: Mapping[str, Sequence[Task]], model: UnifiedModel
 ) -> Evaluation:
-    """A user's held-out tasks: the mean reward of each kind, and the mean of these."""
-    found = {k: evaluate_rewards(model, TextToImage(), t, rewards, config.rollout) for k, t in held.items()}
-    means = {kind: each.summary["score"] for kind, each in found.items()}
-    return Evaluation(
-        summary={
-            "score": sum(means.values()) / len(means),
-            "n": sum(each.summary["n"] for each in found.values()),
-            "heldout": {
-                **means,
-                **{f"{k}/{n}": v for k, e in found.items() for n, v in e.summary["heldout"].items()},
-            },
-        },
-        pictures=[picture for each in found.values() for picture in each.pictures],
-        rows=[row for each in found.values() for row in each.rows],
-    )
+    """The mean reward of a user's held-out tasks; "heldout" has that of each kind."""
+    tasks = [task for kind in held.values() for task in kind]
+    found = evaluate_rewards(model, TextToImage(), tasks, rewards, config.rollout)
+    scores = {row["task"]: row["score"] for row in found.rows}
+    means = {k: float(torch.tensor([scores[t.id] for t in kind]).nanmean()) for k, kind in held.items()}
+    return replace(found, summary={**found.summary, "heldout": {**found.summary["heldout"], **means}})
 
 
 # -- on public weights -----------------------------------------------------------------------------

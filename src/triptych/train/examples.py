@@ -5,7 +5,8 @@ must not know models.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,43 +24,24 @@ from triptych.train.tasks import (
     read_rows,
     text_of,
 )
-from triptych.trajectory import NoiseKey, Picture, Prompt
+from triptych.trajectory import NoiseKey, Prompt
 
 COLUMNS = {
     "draw": ("prompt", "target"),
     "edit": ("source", "prompt", "target"),
     "read": ("source", "prompt", "answer"),
     "write": ("prompt", "answer"),
-    "describe": ("source", "prompt", "description"),
+    "describe": ("source", "prompt", "target_text"),
 }
 """The columns of each kind of example: the last is what should follow, those before it are the prompt.
 
 ``source`` and ``target`` are pictures, all else is text. "describe" is UniGen-1.5's edit instruction
-alignment: the description is that of the picture after the edit.
+alignment: the text tells what the picture shows after the edit.
 """
 PICTURES = ("source", "target")
+_Line = Callable[[NoiseKey, bool], Example]
 HIDDEN = 0.1
 """Share of drawings and edits whose text is dropped, for guidance."""
-
-
-@dataclass(frozen=True)
-class _Line:
-    """One row; its pictures are read whenever an example is made of it."""
-
-    kind: str
-    where: str
-    row: Row
-    folder: Path
-
-    def example(self, key: NoiseKey, unconditional: bool) -> Example:
-        try:
-            *asked, target = [self._read(name) for name in COLUMNS[self.kind]]
-        except Bad as error:
-            raise UserError(f"{self.where}: {error}") from None
-        return Example(prompt=Prompt.of(*asked), target=target, unconditional=unconditional, key=key)
-
-    def _read(self, name: str) -> str | Picture:
-        return picture_of(self.row, name, self.folder) if name in PICTURES else text_of(self.row, name)
 
 
 def examples_from(
@@ -78,6 +60,8 @@ def examples_from(
         raise UserError(f"{wrong[0]!r} needs a file in data and a share in shares")
     if unknown := sorted(set(files) - set(COLUMNS)):
         raise UserError(f"no examples called {unknown[0]!r}; there are {', '.join(COLUMNS)}")
+    if min(shares.values(), default=0) <= 0:
+        raise UserError(f"shares must be positive, got {dict(shares)}")
     lines = {kind: hold_out(_lines(kind, where), held_out, where) for kind, where in files.items()}
     stream = MixedStream({kind: TaskStream(kept, seed) for kind, (kept, _) in lines.items()}, shares)
     stream.counts(batch)
@@ -91,19 +75,27 @@ def examples_from(
 def _lines(kind: str, where: str) -> list[_Line]:
     def make(row: Row, line: int, folder: Path) -> _Line:
         for name in COLUMNS[kind]:
-            if name not in PICTURES:
-                text_of(row, name)
-                continue
-            with image_of(row, name, folder):
-                pass  # it is there, and a picture
-        return _Line(kind, f"{where}, line {line}", row, folder)
+            with image_of(row, name, folder) if name in PICTURES else nullcontext(text_of(row, name)):
+                pass  # it is there
+        return partial(_example, f"{where}, line {line}", COLUMNS[kind], row, folder)
 
     return read_rows(where, make)
+
+
+def _example(
+    where: str, columns: Sequence[str], row: Row, folder: Path, key: NoiseKey, unconditional: bool
+) -> Example:
+    """Pictures are read here, whenever a batch has the row."""
+    try:
+        *asked, target = [(picture_of(row, c, folder) if c in PICTURES else text_of(row, c)) for c in columns]
+    except Bad as error:
+        raise UserError(f"{where}: {error}") from None
+    return Example(prompt=Prompt.of(*asked), target=target, unconditional=unconditional, key=key)
 
 
 def _examples(lines: Sequence[_Line], seed: int, step: int) -> list[Example]:
     hidden = np.random.default_rng([seed, step, 2]).random(len(lines)) < HIDDEN
     return [
-        line.example(NoiseKey(seed, step, line.where, i), bool(hide))
+        line(NoiseKey(seed, step, "example", i), bool(hide))
         for i, (line, hide) in enumerate(zip(lines, hidden, strict=True))
     ]

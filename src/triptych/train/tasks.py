@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -295,25 +296,21 @@ class TaskStream(Generic[T]):
 class MixedStream(Generic[T]):
     """Tasks of several kinds, each in an order of its own: every batch has its ``shares`` of them.
 
-    ``shares`` (default: equal ones) are relative to one another; what does not divide goes to the kinds that
-    are owed most, the first of them first.
+    Shares (default: equal ones) are relative to one another.
     """
 
     kinds: Mapping[str, TaskStream[T]]
-    shares: Mapping[str, float] | None = None
-
-    def counts(self, n: int) -> dict[str, int]:
-        """How many of ``n`` tasks are of each kind; UserError where there is no room for one of them."""
-        shares = self.shares or dict.fromkeys(self.kinds, 1.0)
-        exact = {kind: n * shares[kind] / sum(shares.values()) for kind in self.kinds}
-        counts = {kind: int(share + 1e-9) for kind, share in exact.items()}
-        owed = sorted(counts, key=lambda kind: counts[kind] - exact[kind])
-        for kind in owed[: n - sum(counts.values())]:
-            counts[kind] += 1
-        if empty := [kind for kind, count in counts.items() if not count]:
-            raise UserError(f"a batch of {n} has no room for the share of {empty[0]!r}: take a larger one")
-        return counts
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     def batch(self, step: int, n: int) -> list[T]:
         """The ``n`` tasks of ``step``, kind after kind, see :meth:`TaskStream.batch`."""
         return [task for kind, m in self.counts(n).items() for task in self.kinds[kind].batch(step, m)]
+
+    def counts(self, n: int) -> dict[str, int]:
+        """How many of ``n`` tasks are of each kind; UserError where there is no room for one of them."""
+        ends = list(accumulate(self.shares.get(kind, 1.0) for kind in self.kinds))
+        bounds = [0, *(round(n * end / ends[-1]) for end in ends)]
+        counts = {kind: b - a for kind, (a, b) in zip(self.kinds, pairwise(bounds), strict=True)}
+        if empty := [kind for kind, count in counts.items() if not count]:
+            raise UserError(f"a batch of {n} has no room for the share of {empty[0]!r}: take a larger one")
+        return counts
