@@ -96,6 +96,12 @@ TRAIN = "train demo --model tiny --steps 1 --prompts 2 --group 2 --evaluate-task
         ("train demo --optimizer.betas 0.9", "--optimizer.betas: expected 2 values after it"),
         ("train demo --combine both", "--combine: 'both' is none of 'sum', 'each'"),
         ("train demo 100", "not understood: 100"),
+        ("train public.unigen15.align --data a", "--data: expected names and values in turn, got 'a'"),
+        ("train unigen15.rl --kinds edit x", "--kinds: 'x' is none of 't2i', 'edit'"),
+        (
+            "train unigen15.rl",
+            "no run at runs/unigen15.align: train unigen15.align first, or name another model",
+        ),
         ("train demo --rewards geneval", "--rewards: expected names and numbers in turn, got 'geneval'"),
         (
             "train demo --rewards geneval a",
