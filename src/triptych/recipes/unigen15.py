@@ -7,6 +7,7 @@ tells them: shares, alignment, RL. Batches and rates of the first two stages are
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -176,21 +177,21 @@ def _evaluation(settings: RolloutSettings, tasks: int) -> Callable[[UnifiedModel
 # -- unified RL --------------------------------------------------------------------------------------
 def _build_rl(config: UnifiedConfig) -> Parts:
     """Tasks of the world or of a user's file, of which a tenth of each kind is held out; rewards by name."""
+    rewards = unified_rewards(config)
     if config.tasks == "shapes":
-        made = {"t2i": shapes_world.train_tasks, "edit": shapes_world.edit_tasks}
-        train = {str(kind): made[kind](TRAIN_TASKS, config.seed) for kind in config.kinds}
+        made: Mapping[str, Callable[..., list[Task]]] = {
+            "t2i": shapes_world.train_tasks,
+            "edit": partial(shapes_world.edit_tasks, TRAIN_TASKS),
+        }
+        train = {str(kind): made[kind](seed=config.seed) for kind in config.kinds}
         evaluate = _evaluation(config.rollout, config.evaluate_tasks)
     else:
         train, held = _split(config)
-        rewards = unified_rewards(config)
-
-        def evaluate(model: UnifiedModel, step: int) -> Evaluation:
-            return _scored(config, rewards, held, model)
-
+        evaluate = partial(_scored, config, rewards, held)
     return Parts(
         model=lambda: open_model(config),
         learner=lambda m: PolicyLearner(
-            config, m, TextToImage(), train, unified_rewards(config), explain=shapes_world.explain
+            config, m, TextToImage(), train, rewards, explain=shapes_world.explain
         ),
         evaluate=evaluate,
     )
@@ -222,7 +223,11 @@ def preserved(samples: Sequence[Sample]) -> list[float | None]:
 
 
 def _scored(
-    config: UnifiedConfig, rewards: RewardSet, held: Mapping[str, Sequence[Task]], model: UnifiedModel
+    config: UnifiedConfig,
+    rewards: RewardSet,
+    held: Mapping[str, Sequence[Task]],
+    model: UnifiedModel,
+    step: int,
 ) -> Evaluation:
     """The mean reward of a user's held-out tasks; "heldout" has that of each kind."""
     tasks = [task for kind in held.values() for task in kind]
