@@ -193,7 +193,7 @@ def _card(run: Path, config: StarterConfig, summary: dict[str, Any], model: Unif
     right = f"{summary['score']:.1%} (95% interval {summary['low']:.1%} to {summary['high']:.1%})"
     heldout = summary["heldout"]
     edits = (
-        f"| held-out edits, four kinds, the same rule | {heldout['edit']:.1%} |\n"
+        f"| held-out edits, nine categories, the same rule | {heldout['edit']:.1%} |\n"
         if "edit" in heldout
         else ""
     )
