@@ -148,10 +148,6 @@ def test_a_move_is_right_wherever_the_relation_holds_and_the_other_stays() -> No
         assert swapped.instruction == 1
 
 
-def said(metadata: dict[str, object]) -> Verdict:
-    return Verdict(correct="exclude" not in metadata, score=0.0, reason="")
-
-
 def test_facts_are_metadata_in_pieces() -> None:
     square, ring = {"class": "square", "count": 1}, {"class": "ring", "count": 2}
     red, placed = {**square, "color": "red"}, {**ring, "color": "blue", "position": ["above", 0]}
