@@ -78,7 +78,7 @@ def test_the_first_two_stages_make_a_starter(runs: Path) -> None:
         "triptych train unigen15.pretrain",
         "triptych train unigen15.sft",
     ]
-    assert any(line.startswith("| held-out edits, the same rule |") for line in lines)
+    assert any(line.startswith("| held-out edits, nine categories, the same rule |") for line in lines)
     curve = lines[
         lines.index("| part | step | drawing (held out) | reading (held out) | editing (held out) |") :
     ]
@@ -93,7 +93,8 @@ def test_the_card_tells_the_score_of_edits_where_there_is_one(runs: Path) -> Non
     summary["heldout"] = {"understanding": 0.5, "edit": 0.25, "edit_overall": 3.456}
     card = starters._card(runs / "sft", config, summary, load(runs / "starter"))
     assert (
-        "| held-out edits, the same rule | 25.0% |\n| held-out edits, mean score of 1 to 5 | 3.46 |" in card
+        "| held-out edits, nine categories, the same rule | 25.0% |\n| the same edits, mean grade, 1 to 5 | 3.46 |"
+        in card
     )
 
 

@@ -164,9 +164,7 @@ def test_the_description_tells_the_target(tag: str) -> None:
     for edit in test_edits(20, (tag,)):
         text, _, ground = edit.description.removeprefix("a photo of ").partition(" on a ")
         assert ground == ("gray background" if look(edit.target)["background"] == "gray" else "")
-        assert edit.metadata.get("background") == (
-            look(edit.target)["background"] if tag == "background" else None
-        )
+        assert edit.metadata["background"] == look(edit.target)["background"]
         phrases = re.split(r" (?:and|left of|right of|above|below) ", text)
         assert {(p.split()[2], p.split()[1]) for p in phrases} == shapes(edit.target)
         if tag == "action":

@@ -31,15 +31,15 @@ SUMMARIES = {
     "starters.janus.refine": "the starter's second part: mostly drawing",
     "starters.showo": "train the Show-o starter from nothing",
     "unigen15.pretrain": "UniGen-1.5's first stage, from nothing",
-    "unigen15.sft": "its second stage, which adds editing and makes the starter",
+    "unigen15.sft": "its second stage: edit, too; makes the starter",
     "unigen15.align": "its third stage: say what an edit will show",
-    "unigen15.rl": "its fourth stage: one reward for drawings and edits",
+    "unigen15.rl": "its fourth stage: RL on drawings and edits",
     "starters.unirl_zero": "train the UniRL-Zero starter from nothing",
     **{f"unirl_zero.{name}": f"RL on a starter: {what}" for name, what in _SIX.items()},
     "unirl_zero.t2i.nft": "the same as unirl_zero.t2i by DiffusionNFT",
     **{f"public.unirl_zero.{name}": f"RL on public weights: {what}" for name, what in _SIX.items()},
     **{f"public.unirl_zero.{name}.lora": "the same with LoRA adapters" for name in _SIX},
-    **{f"public.unigen15.{name}": f"UniGen-1.5 on public parts, {what}" for name, what in _STAGES.items()},
+    **{f"public.unigen15.{name}": f"UniGen-1.5 on public weights, {what}" for name, what in _STAGES.items()},
 }
 """Every shipped recipe: the name that the command line takes, and one line about it."""
 

@@ -192,9 +192,13 @@ def _card(run: Path, config: StarterConfig, summary: dict[str, Any], model: Unif
     rows = [f"| {tag} | {row['n']} | {row['score']:.1%} |" for tag, row in summary["tags"].items()]
     right = f"{summary['score']:.1%} (95% interval {summary['low']:.1%} to {summary['high']:.1%})"
     heldout = summary["heldout"]
-    edits = f"| held-out edits, the same rule | {heldout['edit']:.1%} |\n" if "edit" in heldout else ""
+    edits = (
+        f"| held-out edits, nine categories, the same rule | {heldout['edit']:.1%} |\n"
+        if "edit" in heldout
+        else ""
+    )
     if "edit_overall" in heldout:
-        edits += f"| held-out edits, mean score of 1 to 5 | {heldout['edit_overall']:.2f} |\n"
+        edits += f"| the same edits, mean grade, 1 to 5 | {heldout['edit_overall']:.2f} |\n"
     does = "draws, reads and edits" if edits else "draws and reads"
     unmask, denoise = Sampling().unmask, Sampling().denoise
     if isinstance(config.sizes, TinyShowo):

@@ -144,7 +144,7 @@ def rl() -> Recipe:
         **vars(DEMOS["unigen"])
         | dict(
             model="runs/unigen15.align",
-            rewards={"geneval": 1.0},
+            rewards={"shared": 1.0},
             held_out=("preservation",),
             learn_from=0,
             loss=PolicyLossConfig(objective="no_clip", kl_coef=0.01),

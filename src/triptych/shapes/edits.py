@@ -16,10 +16,9 @@ import numpy as np
 
 from triptych.evals.geneval import RELATIONS, Metadata, relative_position
 from triptych.evals.prompts import metadata_of, phrase
-from triptych.shapes.prompts import combination_key, split
+from triptych.shapes.prompts import ON_GRAY, combination_key, nothing_else, split
 from triptych.shapes.renderer import runs
 from triptych.shapes.scenes import (
-    BACKGROUND,
     BACKGROUNDS,
     COLORS,
     KINDS,
@@ -55,7 +54,7 @@ TEST_SEED = 11_2025
 class Edit:
     """One edit. ``metadata`` is GenEval's, of the target; "prompt" is the instruction, "tag" the category.
 
-    Where the background changes, "background" names the new one. ``description`` tells the target as a prompt
+    Besides, "background" names the target's, "white" or "gray". ``description`` tells the target as a prompt
     would; ``reverse`` is the instruction that makes the source of the target again, None
     for categories that are not :data:`UNDOABLE`.
     """
@@ -138,10 +137,10 @@ def _extract(tag: str, scene: Scene, rng: np.random.Generator) -> Edit | None:
 
 
 def _background(tag: str, scene: Scene, rng: np.random.Generator) -> Edit | None:
-    old, new = ("white", "gray") if scene.background == BACKGROUND else ("gray", "white")
+    old = _ground(scene)
+    new = "gray" if old == "white" else "white"
     told = [f"make the background {name}" for name in (new, old)]
-    edit = _made(tag, scene, replace(scene, background=BACKGROUNDS[new]), *told)
-    return replace(edit, metadata={**edit.metadata, "background": new})
+    return _made(tag, scene, replace(scene, background=BACKGROUNDS[new]), *told)
 
 
 def _style(tag: str, scene: Scene, rng: np.random.Generator) -> Edit | None:
@@ -166,12 +165,7 @@ def _action(tag: str, scene: Scene, rng: np.random.Generator) -> Edit | None:
     if not moved or not back:
         return None
     told = [f"move the {shape.kind} {way} the {kept.kind}" for way in (relation, back[0])]
-    edit = _made(tag, scene, replace(scene, shapes=(kept, moved)), *told)
-    first, second = _entries(kept, moved)
-    include = [first, {**second, "position": [relation, 0]}]
-    return replace(
-        edit, metadata={**edit.metadata, "include": include}, description=_described(include, scene)
-    )
+    return _made(tag, scene, replace(scene, shapes=(kept, moved)), told[0], told[1], relation)
 
 
 _MAKERS: dict[str, Callable[[str, Scene, np.random.Generator], Edit | None]] = {
@@ -205,22 +199,24 @@ def _told(tag: str, before: Shape | None, after: Shape | None) -> str:
     }[tag]
 
 
-def _made(tag: str, source: Scene, target: Scene, instruction: str, reverse: str | None = None) -> Edit:
-    include = _entries(*target.shapes)
-    there = {shape.kind for shape in target.shapes}
-    exclude = [{"class": kind, "count": 2 if kind in there else 1} for kind in KINDS]  # nothing else is shown
+def _made(
+    tag: str, source: Scene, target: Scene, instruction: str, reverse: str | None = None, relation: str = ""
+) -> Edit:
+    include, ground = _entries(*target.shapes), _ground(target)
+    if relation:
+        include[1]["position"] = [relation, 0]
+    metadata = {"tag": tag, "include": include, "exclude": nothing_else(include), "background": ground}
     return Edit(
         source=source,
         target=target,
-        metadata={"tag": tag, "include": include, "exclude": exclude, "prompt": instruction},
-        description=_described(include, target),
+        metadata={**metadata, "prompt": instruction},
+        description=metadata_of(tag, include)["prompt"] + ("" if ground == "white" else ON_GRAY),
         reverse=reverse,
     )
 
 
-def _described(include: list[dict[str, Any]], scene: Scene) -> str:
-    ground = "" if scene.background == BACKGROUND else " on a gray background"
-    return metadata_of("", include)["prompt"] + ground
+def _ground(scene: Scene) -> str:
+    return next(name for name, color in BACKGROUNDS.items() if color == scene.background)
 
 
 def _entries(*shapes: Shape) -> list[dict[str, Any]]:
