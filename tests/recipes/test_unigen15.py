@@ -24,7 +24,7 @@ from triptych.recipes.base import Recipe, train, with_settings
 from triptych.recipes.shapes_reasoning import EXAMPLES, picture_of
 from triptych.rewards.base import FunctionReward
 from triptych.scenarios.base import RolloutSettings
-from triptych.shapes.edits import train_edit
+from triptych.shapes.edits import test_edits, train_edit
 from triptych.train.optimizer import OptimizerConfig
 from triptych.train.progress import Progress
 from triptych.trajectory import Sample, Sampling, Task
@@ -92,10 +92,11 @@ def test_the_card_tells_the_score_of_edits_where_there_is_one(runs: Path) -> Non
     summary = json.loads((runs / "sft" / "evals.jsonl").read_text().splitlines()[-1])
     summary["heldout"] = {"understanding": 0.5, "edit": 0.25, "edit_overall": 3.456}
     card = starters._card(runs / "sft", config, summary, load(runs / "starter"))
-    assert (
-        "| held-out edits, nine categories, the same rule | 25.0% |\n| the same edits, mean grade, 1 to 5 | 3.46 |"
-        in card
-    )
+    rows = [
+        "| held-out edits, nine categories, the same rule | 25.0% |",
+        "| the same edits, mean grade, 1 to 5 | 3.46 |",
+    ]
+    assert "\n".join(rows) in card
 
 
 def test_a_batch_of_the_second_stage_has_its_shares() -> None:
@@ -166,6 +167,19 @@ def test_the_share_that_is_described_counts_exact_texts(monkeypatch: pytest.Monk
     assert all(torch.equal(p, e.source) and q == e.prompt for (p, q), e in zip(asked, edits, strict=True))  # type: ignore[arg-type]
 
 
+def test_one_reward_reads_picture_and_text_of_both_kinds() -> None:
+    made = find("unigen15.rl")
+    assert made.config.rewards == {"shared": 1.0}  # type: ignore[attr-defined]
+    edit = next(e for e in shapes_world.edit_tasks(9) if e.metadata["tag"] == "replace")
+    scene = next(e for e in test_edits(9) if e.metadata["tag"] == "replace").target
+    drawing = Task(id="d", prompt=str(edit.target_text))
+    assert edit.source is not None
+    rewards = unigen15.unified_rewards(made.config)  # type: ignore[arg-type]
+    shown = [(t, p) for t in (edit, drawing) for p in (picture_of(scene), edit.source)]
+    scores = rewards.score([Sample(task=t, texts={}, pictures={}, completion=p) for t, p in shown]).total
+    assert scores[0] == scores[2] == 1.0 and scores[1] == scores[3] < 1.0
+
+
 def test_unified_rl_takes_a_step(runs: Path, tmp_path: Path, few_tasks: None) -> None:
     run(small_rl(runs / "starter", rewards={"ink": 1.0}), tmp_path / "rl")
     found = told(tmp_path / "rl")
@@ -174,7 +188,9 @@ def test_unified_rl_takes_a_step(runs: Path, tmp_path: Path, few_tasks: None) ->
     assert step["ratio_error"] <= 1e-5 and abs(step["kl"]) < 1e-6 and step["clip"] == 0
     assert "held_out/preservation" in step
     assert moved(runs / "starter", tmp_path / "rl") >= {"llm", "local"}
-    assert {"edit", "understanding", "described"} <= set(found["heldout_after"]) and found["n_prompts"] == 4
+    assert {"edit", "edit_overall", "understanding", "described"} <= set(found["heldout_after"]) and found[
+        "n_prompts"
+    ] == 4
 
 
 @pytest.mark.parametrize("kinds", [("t2i", "edit"), ("t2i",), ("edit",)])
