@@ -112,13 +112,13 @@ def supervised(model: str, folder: Path, rate: float, seconds: float) -> Row:
 
 def _more(model: str, rate: float, steps: int) -> Recipe:
     # Other examples than the starter saw: the seed differs. Nothing is published: `finish` is none.
-    base = find(f"starters.{model}")
+    base = find("unigen15.sft" if model == "unigen" else f"starters.{model}")
     optimizer = OptimizerConfig(
         kind="muon", lr=rate, muon_lr=20 * rate, warmup=min(20, steps // 2), decay=0.5
     )
     config = replace(
-        base.config, model=f"starters/{model}", steps=steps, optimizer=optimizer, seed=1, read_first=0,
-        evaluate_every=0, checkpoint_every=0, evaluate_tasks=6,
+        base.config, model=f"starters/{model}", steps=steps, optimizer=optimizer, seed=base.config.seed + 1,
+        read_first=0, evaluate_every=0, checkpoint_every=0, evaluate_tasks=6,
     )  # fmt: skip
     return replace(base, name="more", summary="further supervised training", config=config, finish=None)
 

@@ -18,10 +18,12 @@ from PIL import Image
 from tiny_models import picture, starter_janus, starter_showo, starter_unigen
 from triptych import cli
 from triptych.arguments import flags_of
+from triptych.evals.editing import CRITERIA
 from triptych.models import load
 from triptych.models.base import to_pictures
 from triptych.recipes import shapes_world
 from triptych.recipes.demo import DEMOS
+from triptych.shapes.edits import EDITS
 from triptych.trajectory import Denoising, NoiseKey, Prompt, Sampling, Unmasking
 
 
@@ -96,6 +98,12 @@ TRAIN = "train demo --model tiny --steps 1 --prompts 2 --group 2 --evaluate-task
         ("train demo --optimizer.betas 0.9", "--optimizer.betas: expected 2 values after it"),
         ("train demo --combine both", "--combine: 'both' is none of 'sum', 'each'"),
         ("train demo 100", "not understood: 100"),
+        ("train public.unigen15.align --data a", "--data: expected names and values in turn, got 'a'"),
+        ("train unigen15.rl --kinds edit x", "--kinds: 'x' is none of 't2i', 'edit'"),
+        (
+            "train unigen15.rl",
+            "no run at runs/unigen15.align: train unigen15.align first, or name another model",
+        ),
         ("train demo --rewards geneval", "--rewards: expected names and numbers in turn, got 'geneval'"),
         (
             "train demo --rewards geneval a",
@@ -430,6 +438,20 @@ def test_edits_are_for_models_that_can(run: Callable[[str], Ended]) -> None:
     drawn = model.generate_image([Prompt.of(picture(1), "red")], Sampling(), [key])
     assert run("edit masked source.png red --n 1 --pixels 8").code == 0
     assert np.array_equal(np.array(Image.open("drawing.png")), to_pictures(model.decode(drawn))[0].numpy())
+    assert _one_line(run("eval tiny --suite shapes-edit")) == "janus cannot edit; it can draw, read, relax"
+    ended = run("eval masked --suite shapes-edit --tasks 10 --save out")
+    assert ended.code == 0 and max(map(len, ended.out.splitlines())) <= 80
+    assert "\N{HORIZONTAL ELLIPSIS}" not in ended.out, "a column is cut"
+    rows = [json.loads(line) for line in Path("out/samples/eval/samples.jsonl").read_text().splitlines()]
+    told = {
+        words[0]: words[1:]
+        for line in ended.out.splitlines()
+        if len(words := line.split()) == 9 and words[1].isdigit()
+    }
+    assert list(told) == [*EDITS, "micro", "macro"] and told["add"][0] == "2"
+    means = [sum(row[name] for row in rows) / 10 for name in CRITERIA]
+    assert told["micro"][:5] == ["10", *(f"{mean:.2f}" for mean in means), f"{sum(means) / 3:.2f}"]
+    assert f"rule: {sum(row['correct'] for row in rows) / 10:.1%}" in ended.out
     assert _one_line(run("edit tiny source.png red")) == "janus cannot edit; it can draw, read, relax"
     assert _one_line(run("edit masked gone.png red")).startswith("cannot read gone.png as a picture")
 

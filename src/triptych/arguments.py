@@ -33,20 +33,22 @@ MESSAGES = (
 
 
 @PARSERS.primitive_rule
-def _weights(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Mapping[str, float]] | None:
+def _pairs(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Mapping[str, Any]] | None:
     """``--rewards NAME WEIGHT [NAME WEIGHT ...]``, where tyro would fix the names to those of the default."""
     if info.type_origin is not Mapping:
         return None
+    value: type[float] | type[str] = get_args(info.type)[1]
+    what = "value" if value is str else "number"
 
-    def read(words: list[str]) -> Mapping[str, float]:
+    def read(words: list[str]) -> Mapping[str, Any]:
         try:
-            return {name: float(number) for name, number in zip(words[::2], words[1::2], strict=True)}
+            return {name: value(word) for name, word in zip(words[::2], words[1::2], strict=True)}
         except ValueError:
-            raise ValueError(f"expected names and numbers in turn, got {' '.join(words)!r}") from None
+            raise ValueError(f"expected names and {what}s in turn, got {' '.join(words)!r}") from None
 
     return PrimitiveConstructorSpec(
         nargs="*",
-        metavar="NAME NUMBER ...",
+        metavar=f"NAME {what.upper()} ...",
         instance_from_str=read,
         is_instance=lambda value: isinstance(value, Mapping),
         str_from_instance=lambda value: [word for pair in value.items() for word in map(str, pair)],

@@ -171,11 +171,13 @@ class Policy:
 class Eval(Policy):
     """Score a model on held-out prompts: triptych eval MODEL.
 
-    Each prompt is drawn once and judged by GenEval's official rule.
+    Each prompt is drawn once and judged by GenEval's official rule; edits are graded 1 to 5.
     """
 
+    suite: Literal["shapes", "shapes-edit"] = "shapes"
+    """Prompts to draw and questions, or edits in ImgEdit's nine categories."""
     tasks: int = 360
-    """How many held-out prompts, and at most so many questions."""
+    """How many held-out prompts or edits, and at most so many questions."""
     batch: int = 128
     """How many rows the model handles at once."""
     save: Path | None = None
@@ -184,7 +186,7 @@ class Eval(Policy):
     def __call__(self) -> None:
         _at_least_one(self, "tasks", "batch")
 
-        from triptych.evals.table import print_table
+        from triptych.evals.table import print_edits, print_table
         from triptych.models import load
         from triptych.recipes import shapes_world
         from triptych.scenarios.base import RolloutSettings
@@ -192,9 +194,14 @@ class Eval(Policy):
 
         settings = RolloutSettings(draw=self.sampling(), batch=self.batch)
         model = load(self.model)
-        model.require("draw")
-        found = shapes_world.evaluation(settings, self.tasks)(model, 0)
-        print_table(found.summary)
+        if self.suite == "shapes-edit":
+            model.require("edit")
+            found = shapes_world.edit_evaluation(settings, self.tasks)(model, 0)
+            print_edits(found.summary)
+        else:
+            model.require("draw")
+            found = shapes_world.evaluation(settings, self.tasks)(model, 0)
+            print_table(found.summary)
         if self.save:
             RunDirectory(self.save).save_samples("eval", found.pictures, found.rows)
             print(f"drawings: {self.save / 'samples' / 'eval'}")

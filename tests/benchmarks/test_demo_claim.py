@@ -94,3 +94,10 @@ def test_janus_keeps_its_page_and_has_one_way_to_score(claim: Any) -> None:
     more = claim._more("unigen", 1e-3, 100)
     assert more.config.model == "starters/unigen" and more.finish is None and more.config.edit_share > 0
     assert more.config.read_first == 0, "it draws from its first step on"
+
+
+def test_supervised_training_goes_on_with_examples_that_the_starter_has_not_seen(claim: Any) -> None:
+    more = {model: claim._more(model, 1e-3, 8).config for model in ("janus", "showo", "unigen")}
+    assert {model: c.seed for model, c in more.items()} == {"janus": 1, "showo": 1, "unigen": 2}
+    assert all(c.model == f"starters/{model}" and c.read_first == 0 for model, c in more.items())
+    assert more["unigen"].edit_share == 0.38

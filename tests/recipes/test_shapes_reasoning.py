@@ -1,5 +1,7 @@
 """The world's tasks and examples that take words: in form, held out, scored by the world's own rewards."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from torch import Tensor
@@ -12,7 +14,7 @@ from triptych.models.word_tokenizer import word_tokenizer
 from triptych.recipes import shapes_reasoning, shapes_world
 from triptych.recipes.rewards import WORLD, find_reward
 from triptych.recipes.shapes_reasoning import EXAMPLES, picture_of, right_answers, scene_in
-from triptych.shapes.edits import train_edit
+from triptych.shapes.edits import UNDOABLE, train_edit
 from triptych.shapes.prompts import TAGS, split
 from triptych.shapes.scenes import Shape, sample_scene
 from triptych.trajectory import Sample, Task
@@ -32,7 +34,7 @@ TASKS = {
     "question": shapes_reasoning.question_tasks,
     "vague": shapes_reasoning.vague_tasks,
     "critique": shapes_reasoning.critique_tasks,
-    "edit": shapes_world.edit_tasks,
+    "edit": partial(shapes_world.edit_tasks, categories=UNDOABLE),
 }
 
 

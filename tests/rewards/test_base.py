@@ -191,6 +191,7 @@ def test_trl_functions_get_columns_row_by_row_and_pictures_as_pil() -> None:
     assert seen["completions"][1] == "a text" and seen["prompts"] == ["p0", "p1"]
     columns = {k: v for k, v in seen.items() if k not in ("prompts", "completions")}
     expected = {"answer": ["yes", None], "tag": ["colors", None], "level": [3, 4], "extra": [None, [1]]}
+    expected["target_text"] = [None, None]
     assert columns == expected
 
 

@@ -1,7 +1,9 @@
 """Edits: what was to stay stayed, the way back leads back, and the change went the asked way."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -9,8 +11,12 @@ from torch import Tensor
 from tiny_models import picture
 from triptych.recipes import shapes_world
 from triptych.recipes.rewards import find_reward
+from triptych.recipes.shapes_reasoning import picture_of
 from triptych.rewards import CycleReward, DirectionReward
 from triptych.rewards.edits import feature_similarity, fitted, pixel_similarity
+from triptych.shapes.edits import test_edits
+from triptych.shapes.prompts import test_prompts
+from triptych.shapes.scenes import BACKGROUNDS, Scene, Shape, sample_scene
 from triptych.trajectory import Picture, Sample, Task
 
 
@@ -61,8 +67,35 @@ def test_the_change_goes_the_way_of_the_words() -> None:
     assert reward(lacking) == [None, None, None]
 
 
-def test_edit_following_is_the_rule_of_drawings() -> None:
-    for task in shapes_world.edit_tasks(4):
+@pytest.mark.parametrize("name", ["geneval", "geneval_official", "shared"])
+def test_edit_following_is_the_rule_of_drawings(name: str) -> None:
+    """By metadata, or by the description alone: right after the edit and not before it, in every category."""
+    about = zip(test_edits(27), shapes_world.edit_tasks(27), strict=True)
+    for edit, task in about:
         assert task.source is not None
-        [before] = find_reward("geneval")([edited(task.source, task.source, metadata=task.metadata)])
-        assert before is not None and before < 1
+        pictures = (task.source, picture_of(edit.target))
+        samples = [Sample(task=task, texts={}, pictures={}, completion=p) for p in pictures]
+        if name == "shared":  # knows neither task nor source
+            bare = Task(id="t", prompt=task.columns["description"])
+            samples = [replace(sample, task=bare) for sample in samples]
+        before, after = find_reward(name)(samples)
+        assert before is not None and before < 1 == after and (before == 0 or name != "geneval_official")
+
+
+def test_shared_is_geneval_s_of_drawings_but_sees_what_nobody_asked_for() -> None:
+    """Of drawings of another prompt the same score, less for what is too many; and the background."""
+    metadatas, rng = test_prompts(120), np.random.default_rng(0)
+    drawn = [picture_of(sample_scene(m, rng)) for m in [*metadatas[:60], *metadatas[:60]]]
+    tasks = [Task(id="t", prompt=m["prompt"], metadata=m) for m in metadatas]
+    samples = [Sample(task=t, texts={}, pictures={}, completion=p) for t, p in zip(tasks, drawn, strict=True)]
+    shared, geneval = (find_reward(name)(samples) for name in ("shared", "geneval"))
+    assert shared[:60] == geneval[:60] == [1.0] * 60
+    assert all(s is not None and g is not None and s <= g for s, g in zip(shared, geneval, strict=True))
+    assert len(set(shared)) > 4 and shared != geneval
+    red = Task(id="t", prompt="a photo of a red ring")
+    ring = Shape(kind="ring", color="red", x=4, y=4, size=10)
+    gray = picture_of(Scene(shapes=(ring,), background=BACKGROUNDS["gray"]))
+    others = [replace(samples[0], task=t, completion=gray) for t in (red, replace(red, prompt="a cat"))]
+    said = replace(red, target_text="a photo of a red ring on a gray background")
+    others += [replace(samples[0], task=said, completion=c) for c in (gray, "words")]
+    assert find_reward("shared")(others) == [0.5, None, 1.0, None]

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tiny_models import starter_janus
+from tiny_models import picture, starter_janus, starter_unigen
 from triptych.errors import UserError
 from triptych.models.base import to_pictures
 from triptych.models.janus import JanusModel
@@ -51,10 +51,10 @@ def test_the_rollout_batch_changes_no_draw(batch: int) -> None:
 def test_a_reward_sees_the_drawing_as_it_was_recorded() -> None:
     rollout, model = played(), starter_janus()
     pictures = to_pictures(model.decode(rollout.segments["image"]))
-    for sample, picture in zip(rollout.samples, pictures, strict=True):
+    for sample, drawn in zip(rollout.samples, pictures, strict=True):
         assert sample.completion is sample.pictures["image"]
         assert isinstance(sample.completion, torch.Tensor) and sample.completion.dtype == torch.uint8
-        assert torch.equal(sample.completion, picture)
+        assert torch.equal(sample.completion, drawn)
         assert sample.texts == {}
 
 
@@ -111,3 +111,15 @@ def test_two_segments_of_one_name_and_a_batch_of_nothing_are_refused() -> None:
         actor.draw("second", [Prompt.of("a")] * 2)
     with pytest.raises(UserError, match="batch must be at least 1, got 0"):
         RolloutSettings(batch=0)
+
+
+def test_a_task_with_a_source_is_an_edit_beside_drawings() -> None:
+    source = picture(1)
+    tasks = [Task(id="a", prompt="a red circle"), Task(id="b", prompt="draw", source=source)]
+    rollout = play(TextToImage(), starter_unigen(), tasks, RolloutSettings(), seed=7, step=4)
+    prompts = [Prompt.of("a red circle"), Prompt.of(source, "draw")]
+    names = [NoiseKey(7, 4, name, 0, "image") for name in ("a", "b")]
+    expected = starter_unigen().generate_image(prompts, Sampling(), names)
+    assert torch.equal(rollout.segments["image"].tokens, expected.tokens)
+    with pytest.raises(UserError, match="janus cannot edit"):
+        play(TextToImage(), starter_janus(), tasks, RolloutSettings(), seed=7, step=4)

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from triptych.evals.geneval import Metadata
+from triptych.shapes.edits import test_edits
 from triptych.shapes.prompts import (
     TAGS,
     TRAIN_WEIGHTS,
     combination_key,
     combinations,
+    parse,
     screening_prompts,
     split,
     test_prompts,
@@ -18,7 +20,7 @@ from triptych.shapes.prompts import (
     vocabulary,
 )
 from triptych.shapes.questions import question_for
-from triptych.shapes.scenes import sample_scene
+from triptych.shapes.scenes import KINDS, sample_scene
 
 
 def find(tag: str, prompt: str) -> Metadata:
@@ -120,6 +122,24 @@ def test_test_prompts_are_distinct_even_and_nested() -> None:
     assert len({combination_key(m) for m in prompts if m["tag"] == "color_attr"}) > 115
     with pytest.raises(ValueError, match="held out"):
         test_prompts(10**6)
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_a_prompt_says_what_its_metadata_do_and_nothing_else(tag: str) -> None:
+    for metadata in combinations(tag)[:: 1 + len(combinations(tag)) // 200]:
+        for ground, end in (("white", ""), ("gray", " on a gray background")):
+            said = parse(metadata["prompt"] + end)
+            assert said["include"] == metadata["include"] and said["background"] == ground
+            counts = {e["class"]: e["count"] for e in metadata["include"]}
+            assert said["exclude"] == [{"class": k, "count": counts.get(k, 0) + 1} for k in KINDS]
+
+
+def test_a_description_says_what_the_edited_picture_shows() -> None:
+    for edit in test_edits(90):
+        said = parse(edit.description)
+        for key in ("include", "exclude", "background"):
+            assert said[key] == edit.metadata[key]
+    assert parse("a teddy bear")["include"] == []
 
 
 def test_screening_prompts_are_neither_trained_on_nor_tested() -> None:

@@ -11,8 +11,8 @@ from PIL import Image
 from triptych.evals.geneval import Metadata, judge
 from triptych.shapes.prompts import TAGS, test_prompts, train_prompt, train_prompt_of
 from triptych.shapes.renderer import render
-from triptych.shapes.scenes import BACKGROUND, COLORS, KINDS, SIZES, Scene, Shape, sample_scene
-from triptych.shapes.verifier import background_drift, detect
+from triptych.shapes.scenes import BACKGROUND, BACKGROUNDS, COLORS, KINDS, SIZES, Scene, Shape, sample_scene
+from triptych.shapes.verifier import background, background_drift, detect, quality
 
 
 def right(scene: Scene, metadata: Metadata) -> bool:
@@ -180,3 +180,36 @@ def test_background_drift_is_the_backgrounds_alone() -> None:
     edge = np.full((32, 32, 3), BACKGROUND, dtype=np.uint8)
     edge[0] -= 32  # the canvas's last row counts like any other
     assert background_drift(edge) == pytest.approx(32 / 32 / 255)
+
+
+@pytest.mark.parametrize("name", BACKGROUNDS)
+def test_the_background_has_a_name_where_it_has_one_colour(name: str) -> None:
+    rng, color = np.random.default_rng(0), np.array(BACKGROUNDS[name])
+    [other] = {*BACKGROUNDS.values()} - {BACKGROUNDS[name]}
+    for metadata in test_prompts(60):
+        image = render(sample_scene(metadata, rng, background=BACKGROUNDS[name]))
+        noisy = (image + rng.normal(0, 15, image.shape)).clip(0, 255).astype(np.uint8)
+        assert background(image) == background(noisy) == name
+        half = image.copy()
+        half[:16][(half[:16] == color).all(-1)] = other
+        assert background(half) is None
+    assert background(np.full((32, 32, 3), (246, 150, 150), dtype=np.uint8)) is None
+
+
+def test_quality_is_the_worst_of_form_specks_and_flatness() -> None:
+    scenes = [sample_scene(m, np.random.default_rng(i)) for i, m in enumerate(test_prompts(60))]
+    assert {quality(render(s)) for s in scenes} == {1.0}
+    image = render(one("square", size=10))
+    for specks in (3, 12, 40):
+        dirty = image.copy()
+        dirty.reshape(-1, 3)[2 : 2 + 6 * specks : 6] = (24, 76, 232)
+        dirty[12:22, 8:18] = image[12:22, 8:18]
+        n = int((dirty != image).any(-1).sum())
+        assert quality(dirty) == max(1 - n / 36, 0)
+    tinted = image.copy()
+    tinted[25:29] = np.array(BACKGROUND) - 30  # nearest to the background still, but not its colour
+    assert quality(tinted) == 1 - 4 / 32
+    cut = image.copy()
+    cut[12:16, 8:13] = BACKGROUND  # a fifth of a square
+    [found] = detect(cut)
+    assert quality(cut) == found.confidence < 0.5

@@ -160,3 +160,11 @@ def test_swapping_twice_is_exact() -> None:
     assert torch.equal(p.detach(), torch.full((4,), 1 / 3)) and torch.equal(average.values[0], odd)
     average.swap()
     assert torch.equal(p.detach().view(torch.int32), odd.view(torch.int32))
+
+
+def test_the_cosine_falls_half_a_wave() -> None:
+    config = OptimizerConfig(decay=1.0, schedule="cosine")
+    expected = [(1 + math.cos(math.pi * i / 8)) / 2 for i in range(8)]
+    assert [config.rate(step, 8) for step in range(1, 9)] == pytest.approx(expected)
+    late = OptimizerConfig(decay=0.5, schedule="cosine", warmup=2)
+    assert [late.rate(step, 8) for step in range(1, 9)] == pytest.approx([0.5, 1, 1, 1, *expected[::2]])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from tiny_models import starter_janus
+from tiny_models import picture, starter_janus
 from tiny_runs import (
     CreditedApart,
     WriteThenDraw,
@@ -38,7 +38,7 @@ from triptych.scenarios.base import RolloutSettings
 from triptych.train import policy
 from triptych.train.optimizer import Optimizer, OptimizerConfig
 from triptych.train.policy import Batch, PolicyLearner
-from triptych.trajectory import Sample, Sampling, Segment
+from triptych.trajectory import Sample, Sampling, Segment, Task
 
 GUIDED = RolloutSettings(draw=Sampling(guidance=2.0, temperature=0.8), write=Sampling(max_tokens=5))
 LOSSES = {
@@ -277,6 +277,17 @@ def dead_for(*dead: str) -> Callable[[Sequence[Sample]], list[float | None]]:
         return [0.5 if s.task.id in dead else v for s, v in zip(samples, values, strict=True)]
 
     return reward
+
+
+def test_a_dead_edit_is_replaced_by_an_edit() -> None:
+    edit = picture(1)
+    made = {
+        name: Task(id=name, prompt="p", source=edit if name.startswith("e") else None)
+        for name in ("d1", "d2", "e1", "e2", "d3", "d4", "e3")
+    }
+    tasks, fresh = [made[n] for n in ("d1", "d2", "e1", "e2")], [made[n] for n in ("d3", "d4", "e3")]
+    found = policy._replaced(tasks, {"d2", "e1", "e2"}, fresh)
+    assert [task.id for task in found] == ["d1", "d3", "e3", "e2"], "and there is but one fresh edit"
 
 
 def test_dead_groups_are_counted() -> None:

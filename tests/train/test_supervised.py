@@ -10,7 +10,7 @@ from tiny_runs import distance, equal, loop, weights
 from triptych.errors import UserError
 from triptych.models.base import Example, LossSum
 from triptych.train.optimizer import OptimizerConfig
-from triptych.train.supervised import SupervisedConfig, SupervisedLearner
+from triptych.train.supervised import SupervisedConfig, SupervisedLearner, evaluate_loss
 from triptych.trajectory import Prompt
 
 EXAMPLES = [
@@ -76,6 +76,17 @@ def test_no_drawing_is_padded_to_the_length_of_an_edit(monkeypatch: pytest.Monke
 
     assert distance(found(2), found(1)) <= 1e-10
     assert parts[:4] == [[0, 0], [0], [1], [1, 1]], "drawings, an edit, questions"
+
+
+def test_held_out_loss_is_that_of_training_without_its_gradient() -> None:
+    learner = made(micro_batch=2, weights={"read": 3.0})
+    gradient(learner)
+    told = learner.metrics()
+    summary = evaluate_loss(learner.config, learner.model, EXAMPLES).summary
+    assert summary["heldout"] == pytest.approx({k: told[k] for k in ("loss/draw", "loss/read")}, rel=1e-5)
+    assert summary["score"] == pytest.approx(-told["loss"], rel=1e-5) and summary["n"] == 5
+    reads = [e for e in EXAMPLES if isinstance(e.target, str)]
+    assert set(evaluate_loss(learner.config, learner.model, reads).summary["heldout"]) == {"loss/read"}
 
 
 def test_weights_scale_each_kind() -> None:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from triptych.errors import UserError
-from triptych.train.tasks import TaskStream, read_tasks
+from triptych.train.tasks import MixedStream, TaskStream, read_tasks
 from triptych.trajectory import Task
 
 FULL: dict[str, Any] = {
@@ -176,3 +176,19 @@ def test_the_order_is_pinned() -> None:
 def test_more_tasks_a_step_than_there_are() -> None:
     with pytest.raises(UserError, match=r"5 tasks a step .* from a file of 4"):
         TaskStream(tasks(4), seed=0).batch(0, 5)
+
+
+def test_kinds_share_every_batch_and_each_keeps_its_order() -> None:
+    kinds = {
+        name: [Task(id=f"{name}{i}", prompt="p") for i in range(size)] for name, size in (("a", 5), ("b", 7))
+    }
+    streams = {name: TaskStream(found, seed=1) for name, found in kinds.items()}
+    for shares, n, counts in (({}, 6, (3, 3)), ({}, 5, (2, 3)), ({"a": 1, "b": 3}, 4, (1, 3))):
+        stream = MixedStream(streams, shares)
+        assert tuple(stream.counts(n).values()) == counts
+        for step in range(9):
+            parts = [streams[name].batch(step, count) for name, count in zip("ab", counts, strict=True)]
+            assert stream.batch(step, n) == parts[0] + parts[1]
+    assert MixedStream({"all": streams["a"]}).batch(3, 4) == streams["a"].batch(3, 4), "one kind: as ever"
+    with pytest.raises(UserError, match="no room for the share of 'a'"):
+        MixedStream(streams, {"a": 0.1, "b": 3}).batch(0, 4)

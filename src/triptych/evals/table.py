@@ -8,6 +8,24 @@ from rich.console import Console
 from rich.table import Table
 
 
+def print_edits(summary: Mapping[str, Any]) -> None:
+    """Per category of edits and overall: how many, the three grades, and their mean with its 95% interval."""
+    title = "held-out edits, graded 1 to 5 as in ImgEdit"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("category", "n", "instruction", "preservation", "quality", "overall", "95% interval"):
+        table.add_column(name, justify="left" if name == "category" else "right")
+    rows = dict(summary["edits"])
+    last = list(rows)[-3]  # micro and macro follow
+    for name, row in rows.items():
+        grades = [f"{row[x]:.2f}" for x in ("instruction", "preservation", "quality", "overall")]
+        interval = f"{row['low']:.2f} to {row['high']:.2f}"
+        table.add_row(name, str(row["n"]), *grades, interval, end_section=name == last)
+    console = Console()
+    console.print(table)
+    right = f"right by the official rule: {summary['score']:.1%}"
+    console.print(f"{right} ({summary['low']:.1%} to {summary['high']:.1%})", highlight=False)
+
+
 def print_table(summary: Mapping[str, Any]) -> None:
     """Per tag and overall: prompts, share right by the official rule, its 95% interval; then held-out."""
     table = Table(title="held-out prompts, GenEval's official rule", box=SIMPLE_HEAD)

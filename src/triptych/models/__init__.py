@@ -10,7 +10,7 @@ import torch
 from triptych.errors import UserError
 from triptych.models.base import UnifiedModel
 
-STARTERS = "starters/"
+STARTERS, RUNS = "starters/", "runs/"
 FAMILIES = {
     "janus": "triptych.models.janus.JanusModel",
     "showo": "triptych.models.showo.ShowoModel",
@@ -63,6 +63,8 @@ def resolve(name: str) -> str:
         if not whole:
             raise UserError(f"{name} is a run without a whole checkpoint")
         return str(whole[-1].parent / "model")
+    if not path.exists() and name.startswith(RUNS):
+        raise UserError(f"no run at {name}: train {name.removeprefix(RUNS)} first, or name another model")
     if not path.exists() and name.startswith(STARTERS):
         starter = starters_folder() / name.removeprefix(STARTERS)
         if not starter.exists():

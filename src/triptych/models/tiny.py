@@ -244,6 +244,7 @@ class TinyUniRLZero(TinySizes):
     queries: int = 16
     connector_layers: int = 2
     channels: int = 6
+    codes: int = 2048
     dm_width: int = 160
     dm_layers: int = 6
     dm_heads: int = 5

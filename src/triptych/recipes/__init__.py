@@ -22,6 +22,12 @@ _SELF = {
     for model in ("showo", "janus")
     for how in ("sft", "grpo")
 }
+_STAGES = {
+    "pretrain": "first stage",
+    "sft": "second stage",
+    "align": "third stage",
+    "rl": "fourth stage",
+}
 SUMMARIES = {
     "demo": "RL on a starter: it learns to draw to order",
     "janus": "text-to-image RL on public Janus-Pro weights",
@@ -30,6 +36,9 @@ SUMMARIES = {
     "starters.janus.refine": "the starter's second part: mostly drawing",
     "starters.showo": "train the Show-o starter from nothing",
     "unigen15.pretrain": "UniGen-1.5's first stage, from nothing",
+    "unigen15.sft": "its second stage: edit, too; makes the starter",
+    "unigen15.align": "its third stage: say what an edit will show",
+    "unigen15.rl": "its fourth stage: RL on drawings and edits",
     "starters.unirl_zero": "train the UniRL-Zero starter from nothing",
     **{f"unirl_zero.{name}": f"RL on a starter: {what}" for name, what in _SIX.items()},
     "unirl_zero.t2i.nft": "the same as unirl_zero.t2i by DiffusionNFT",
@@ -37,6 +46,7 @@ SUMMARIES = {
     **{f"public.unirl_zero.{name}.lora": "the same with LoRA adapters" for name in _SIX},
     **_SELF,
     **{f"public.{name}": "the same on public weights" for name in _SELF},
+    **{f"public.unigen15.{name}": f"UniGen-1.5 on public weights, {what}" for name, what in _STAGES.items()},
 }
 """Every shipped recipe: the name that the command line takes, and one line about it."""
 
@@ -49,6 +59,7 @@ def recipes() -> dict[str, "Callable[[], Recipe]"]:
 
     made = {name: partial(unirl_zero.make, name) for name in SUMMARIES if "unirl_zero." in name}
     made |= {name: partial(unirl.make, name) for name in SUMMARIES if "unirl." in name}
+    made |= {f"public.unigen15.{stage}": partial(unigen15.public, stage) for stage in _STAGES}
     return {
         "demo": demo.demo,
         "janus": demo.janus,
@@ -57,6 +68,9 @@ def recipes() -> dict[str, "Callable[[], Recipe]"]:
         "starters.janus.refine": starters.janus_refine,
         "starters.showo": starters.showo,
         "unigen15.pretrain": unigen15.pretrain,
+        "unigen15.sft": unigen15.sft,
+        "unigen15.align": unigen15.align,
+        "unigen15.rl": unigen15.rl,
         "starters.unirl_zero": starters.unirl_zero,
         **made,
     }

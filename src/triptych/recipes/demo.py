@@ -15,8 +15,8 @@ from triptych.scenarios.base import RolloutSettings
 from triptych.scenarios.text_to_image import TextToImage
 from triptych.train.optimizer import OptimizerConfig
 from triptych.train.policy import PolicyConfig, PolicyLearner
-from triptych.train.tasks import read_tasks
-from triptych.trajectory import Sampling, Task, Unmasking
+from triptych.train.tasks import hold_out, read_tasks
+from triptych.trajectory import Sampling, Unmasking
 
 JANUS = PolicyConfig(
     model="starters/janus",
@@ -91,19 +91,12 @@ def build_text_to_image(config: PolicyConfig) -> Parts:
 
 def build_from_file(config: PolicyConfig) -> Parts:
     """Drawing tasks of a user's file; the last tenth is held out, and judged by the same rewards."""
-    (tasks, held), rewards = split_tasks(config), build_rewards(config)
+    rewards = build_rewards(config)
+    tasks, held = hold_out(read_tasks(config.tasks), config.evaluate_tasks, config.tasks)
     return Parts(
         learner=lambda model: PolicyLearner(config, model, TextToImage(), tasks, rewards),
         evaluate=lambda model, step: evaluate_rewards(model, TextToImage(), held, rewards, config.rollout),
     )
-
-
-def split_tasks(config: PolicyConfig) -> tuple[list[Task], list[Task]]:
-    """The tasks of a user's file without its last tenth (at most ``evaluate_tasks``), and that."""
-    tasks = read_tasks(config.tasks)
-    if not (held := min(config.evaluate_tasks, len(tasks) // 10)):
-        raise UserError(f"{config.tasks} has {len(tasks)} tasks: at least 10, for a tenth is held out")
-    return tasks[:-held], tasks[-held:]
 
 
 def janus() -> Recipe:

@@ -1,6 +1,7 @@
 """Rewards by name: those of the embedded world, published models, services, and users' own from a file."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
@@ -25,8 +26,11 @@ from triptych.shapes.verifier import detect
 from triptych.train.policy import PolicyConfig
 
 WORLD: dict[str, Callable[[], RewardFunction]] = {
-    "geneval": lambda: GenEvalReward(detect),
-    "geneval_official": lambda: GenEvalReward(detect, dense=False, name="geneval_official"),
+    "geneval": lambda: FunctionReward("geneval", shapes_world.by_rule),
+    "geneval_official": lambda: FunctionReward(
+        "geneval_official", partial(shapes_world.by_rule, dense=False)
+    ),
+    "shared": lambda: FunctionReward("shared", shapes_world.shared),
     "background": lambda: FunctionReward("background", shapes_world.clean_background),
     "preservation": PreservationReward,
     "answer": lambda: FunctionReward("answer", shapes_reasoning.right_answers),

@@ -14,6 +14,7 @@ from triptych.evals.answers import answer_of, transcript
 from triptych.models.base import Example
 from triptych.rewards.answers import AnswerReward, written
 from triptych.shapes import critiques, questions, vague, word_problems
+from triptych.shapes.edits import train_edit
 from triptych.shapes.prompts import QUESTIONS
 from triptych.shapes.renderer import render
 from triptych.shapes.scenes import Scene, Shape, sample_scene
@@ -157,6 +158,13 @@ def _redraw(rng: np.random.Generator) -> Example:
     return Example(prompt=_shown(critique).replied(critique.text), target=picture_of(critique.target))
 
 
+def _describe(rng: np.random.Generator) -> Example:
+    edit = train_edit(rng)
+    return Example(
+        prompt=Prompt.of(picture_of(edit.source), str(edit.metadata["prompt"])), target=edit.description
+    )
+
+
 def _shown(critique: critiques.Critique) -> Prompt:
     return Prompt.of(str(critique.metadata["prompt"]), picture_of(critique.drawn), critiques.QUESTION)
 
@@ -168,9 +176,11 @@ EXAMPLES: dict[str, Callable[[np.random.Generator], Example]] = {
     "vague": _vague,
     "critique": _critique,
     "redraw": _redraw,
+    "describe": _describe,
 }
 """Makers of one example each. Their random streams go by their order: append only.
 
 Word problems; questions with a thought; the thought of a vague prompt; drawings of vague prompts, half of
-them after the thought; verdicts on drawings; what is drawn after the verdict.
+them after the thought; verdicts on drawings; what is drawn after the verdict; what a picture shows after an
+edit, told from source and instruction.
 """

@@ -5,8 +5,8 @@ examples and callables, and could be pointed at any other source of them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import cache
+from dataclasses import asdict, replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,21 +16,25 @@ from torch import Tensor
 from triptych.errors import UserError
 from triptych.evals.collusion import Shares, self_quiz
 from triptych.evals.drawing import diversity, evaluate_drawing, read_accuracy
+from triptych.evals.editing import Grades, grade, summarise_edits
 from triptych.evals.evaluation import Evaluation
-from triptych.evals.geneval import Verdict, judge
+from triptych.evals.geneval import Metadata, Verdict, judge
 from triptych.evals.intervals import share
 from triptych.evals.prompts import answer_to
 from triptych.models.base import Example, UnifiedModel
 from triptych.models.patch_codec import PatchCodec, fit
 from triptych.recipes.shapes_reasoning import EXAMPLES, items, name_of, picture_of, scene_in
 from triptych.recipes.shapes_reasoning import WORDS as REASONING_WORDS
-from triptych.rewards.quiz import grade
+from triptych.rewards.image_text import text_of
+from triptych.rewards.preservation import kept_pixels
+from triptych.rewards.quiz import grade as quiz_grade
 from triptych.scenarios.base import RolloutSettings
 from triptych.scenarios.edit import Edit
 from triptych.scenarios.text_to_image import TextToImage
-from triptych.shapes.edits import WORDS, test_edits, train_edit
+from triptych.shapes.edits import EDITS, WORDS, test_edits, train_edit
 from triptych.shapes.prompts import (
     QUESTIONS,
+    parse,
     screening_prompts,
     test_prompts,
     train_prompt,
@@ -39,7 +43,7 @@ from triptych.shapes.prompts import (
 )
 from triptych.shapes.questions import answer_matches, test_questions, train_question
 from triptych.shapes.scenes import BACKGROUNDS, sample_scene
-from triptych.shapes.verifier import background_drift, detect
+from triptych.shapes.verifier import background, background_drift, detect, quality
 from triptych.trajectory import NoiseKey, Picture, Prompt, Sample, Task
 
 if TYPE_CHECKING:
@@ -68,9 +72,55 @@ def words(edits: bool = False, reasoning: bool = False) -> list[str]:
     return [*vocabulary(), *(WORDS if edits else ()), *(REASONING_WORDS if reasoning else ())]
 
 
-def verdict(picture: Picture, metadata: Mapping[str, Any]) -> Verdict:
-    """GenEval's rule over the pixel verifier's detections."""
-    return judge(detect(picture.numpy()), dict(metadata))
+def verdict(picture: Picture, metadata: Metadata) -> Verdict:
+    """GenEval's rule over the pixel verifier's detections, and the "background" where metadata names one.
+
+    A wrong background counts as one more entry of ``include``, of which nothing is right.
+    """
+    return look(picture)(metadata)
+
+
+def look(picture: Picture) -> Callable[[Metadata], Verdict]:
+    """:func:`verdict` of a picture that is looked at once, by any metadata."""
+    image = picture.cpu().numpy()
+    seen = detect(image)
+
+    def judged(metadata: Metadata) -> Verdict:
+        found, ground = judge(seen, dict(metadata)), metadata.get("background")
+        if ground is None or background(image) == ground:
+            return found
+        entries = len(metadata.get("include", ()))
+        reason = f"background not {ground}" + ("" if found.correct else f"; {found.reason}")
+        return Verdict(correct=False, score=found.score * entries / (entries + 1), reason=reason)
+
+    return judged
+
+
+def image_text(picture: Picture, text: str) -> float | None:
+    """How well a picture shows what a prompt or a description says and nothing else, in [0, 1].
+
+    It knows neither task nor source, so one reward serves drawing and editing (UniGen-1.5, arXiv 2511.14760).
+    None for a text that names no shape.
+    """
+    metadata = parse(text)
+    return verdict(picture, metadata).score if metadata["include"] else None
+
+
+def shared(samples: Sequence[Sample]) -> list[float | None]:
+    """:func:`image_text` of every drawing with its task's ``target_text``, else its prompt."""
+    drawn = [(s.completion, text_of(s.task)) for s in samples]
+    return [image_text(drawing, text) if isinstance(drawing, Tensor) else None for drawing, text in drawn]
+
+
+def by_rule(samples: Sequence[Sample], dense: bool = True) -> list[float | None]:
+    """:func:`verdict` by each task's metadata, dense or 0 and 1; None without ``include`` or a drawing."""
+    found = [
+        verdict(s.completion, s.task.metadata)
+        if isinstance(s.completion, Tensor) and s.task.metadata.get("include")
+        else None
+        for s in samples
+    ]
+    return [None if v is None else v.score if dense else float(v.correct) for v in found]
 
 
 def train_tasks(n: int = 2048, seed: int = 0) -> list[Task]:
@@ -90,19 +140,28 @@ def screening_tasks(n: int = 200) -> list[Task]:
     return [_task(f"screening/{m['tag']}/{i:04d}", m) for i, m in enumerate(screening_prompts(n))]
 
 
-def edit_tasks(n: int = 200, seed: int | None = None) -> list[Task]:
-    """Held-out edits, kinds evenly, or with a ``seed`` of the training split.
+def edit_tasks(n: int = 200, seed: int | None = None, categories: Sequence[str] = EDITS) -> list[Task]:
+    """Held-out edits, ``categories`` evenly, or with a ``seed`` of the training split.
 
-    ``source`` is the picture, the metadata that of the picture after the edit. Columns: "reverse", the
-    instruction that undoes it, and boxes of what changes or of what stays (:attr:`Edit.regions`).
+    ``source`` is the picture, metadata and ``target_text`` those of the picture after the edit. Columns:
+    "description", that text again; "reverse", the instruction that undoes it, where there is one; and boxes
+    of what changes or of what stays (:attr:`Edit.regions`).
     """
+    made = items(
+        partial(test_edits, categories=categories), partial(train_edit, categories=categories), n, seed
+    )
     return [
         replace(
             _task(name_of("edit", e.metadata["tag"], i, seed), e.metadata),
             source=picture_of(e.source),
-            columns={"reverse": e.reverse, **e.regions},
+            target_text=e.description,
+            columns={
+                "description": e.description,
+                **({"reverse": e.reverse} if e.reverse else {}),
+                **e.regions,
+            },
         )
-        for i, e in enumerate(items(test_edits, train_edit, n, seed))
+        for i, e in enumerate(made)
     ]
 
 
@@ -213,10 +272,10 @@ def codec(codes: int, seed: int = 0, backgrounds: int = 1) -> PatchCodec:
 
 
 def latent_codec(codes: int, channels: int, seed: int = 0) -> "PatchLatentCodec":
-    """``channels`` numbers a patch, of the same pictures, decoded by that dictionary."""
+    """``channels`` numbers a patch, of the same pictures on both backgrounds, decoded by their dictionary."""
     from triptych.models.latent_codec import PatchLatentCodec  # brings diffusers, slow to import
 
-    return PatchLatentCodec.fit(codec(codes, seed), _codec_pictures(seed), channels)
+    return PatchLatentCodec.fit(codec(codes, seed, 2), _codec_pictures(seed, 2), channels)
 
 
 def _codec_pictures(seed: int, backgrounds: int = 1) -> Tensor:
@@ -229,6 +288,40 @@ def _codec_pictures(seed: int, backgrounds: int = 1) -> Tensor:
 def as_images(pictures: Sequence[Picture]) -> Tensor:
     """``[B, 3, H, W]`` in [0, 1]."""
     return torch.stack(list(pictures)).permute(0, 3, 1, 2).float() / 255
+
+
+def grades(tasks: Sequence[Task], drawings: Sequence[Picture]) -> list[Grades]:
+    """Every edit's three grades (:func:`triptych.evals.editing.grade`) by the pixel verifier."""
+    return [
+        grade(t, d, look, lambda p: quality(p.numpy()), _kept(t, d))
+        for t, d in zip(tasks, drawings, strict=True)
+    ]
+
+
+def _kept(task: Task, drawing: Picture) -> Tensor | None:
+    """What must stay. Where a shape is added or moved: all but its boxes, wherever they have come to be."""
+    if task.metadata["tag"] in ("add", "action") and task.source is not None:
+        found = [d for p in (task.source, drawing) for d in detect(p.numpy())]
+        boxes = [d.box for d in found if d.label == task.metadata["include"][-1]["class"]]
+        task = replace(task, columns={"edit_region": boxes})
+    return kept_pixels(Sample(task=task, texts={}, pictures={}, completion=drawing))
+
+
+def edit_evaluation(settings: RolloutSettings, n: int) -> Callable[[UnifiedModel, int], Evaluation]:
+    """``n`` held-out edits, right by the official rule, and graded: the summary's "edits" has the grades.
+
+    A drawing's row has its own.
+    """
+    tasks = edit_tasks(n)
+
+    def evaluate(model: UnifiedModel, step: int) -> Evaluation:
+        found = evaluate_drawing(model, Edit(), tasks, verdict, settings)
+        graded = grades(tasks, found.pictures)
+        table = summarise_edits(graded, [t.metadata["tag"] for t in tasks])
+        rows = [{**row, **asdict(g)} for row, g in zip(found.rows, graded, strict=True)]
+        return replace(found, summary={**found.summary, "edits": table}, rows=rows)
+
+    return evaluate
 
 
 def evaluation(
@@ -244,9 +337,10 @@ def evaluation(
 
     ``heldout``: "understanding" (answers about rendered held-out scenes, ``questions`` of them but never more
     than ``tasks``), "edit" (held-out edits, as many as ``edits`` but never more than ``tasks``, right by the
-    official rule), "diversity" (of drawings of one prompt), "background_drift" (mean distance of drawings'
-    backgrounds from the world's). Of at most ``quiz`` drawings, evenly chosen, "right_but_misread" and
-    "read_but_misdrawn" (:func:`triptych.evals.imbalance.imbalance`) and "shuffled_answers"
+    official rule) and "edit_overall" (the categories' mean grades, 1 to 5), "diversity" (of drawings of one
+    prompt), "background_drift" (mean distance of drawings' backgrounds from the world's). Of at most ``quiz``
+    drawings, evenly chosen, "right_but_misread" and "read_but_misdrawn"
+    (:func:`triptych.evals.imbalance.imbalance`) and "shuffled_answers"
     (:func:`triptych.evals.collusion.self_quiz`), each absent where there is nothing to take a share of; the
     summary's ``quiz`` has their intervals. With ``screening`` it draws :func:`screening_tasks`: settings are
     chosen on those, and claims are made on :func:`test_tasks`.
@@ -275,8 +369,8 @@ def evaluation(
             quizzes["quiz"] = {**found_quiz, "rendered": rendered}
             heldout |= {name: found_quiz[name]["score"] for name in UNSEEN if found_quiz[name]["n"]}
         if "edit" in model.can:
-            edited = evaluate_drawing(model, Edit(), edit_tasks(min(edits, tasks)), verdict, settings)
-            heldout["edit"] = edited.summary["score"]
+            edited = edit_evaluation(settings, min(edits, tasks))(model, step).summary
+            heldout |= {"edit": edited["score"], "edit_overall": edited["edits"]["macro"]["overall"]}
         return replace(found, summary={**found.summary, **quizzes, "heldout": heldout})
 
     return evaluate
@@ -299,7 +393,7 @@ def answered_right(task: Task, picture: Picture, answer: str) -> bool:
 
     Of a right drawing it may also say another relation that holds in it: shapes may stand left and above.
     """
-    if grade(answer, task.metadata) == 1:
+    if quiz_grade(answer, task.metadata) == 1:
         return True
     right = verdict(picture, task.metadata).correct
     return right and answer_matches(answer, task.metadata, scene_in(picture))

@@ -89,8 +89,8 @@ def janus() -> Recipe:
         name="starters.janus",
         summary=SUMMARIES["starters.janus"],
         config=config,
-        build=_build,
-        finish=_publish,
+        build=build,
+        finish=publish,
     )
 
 
@@ -164,7 +164,7 @@ def _fresh(sizes: Sizes, seed: int) -> UnifiedModel:
     return tiny_janus(shapes_world.words(), sizes, codec, seed)
 
 
-def _build(config: StarterConfig) -> Parts:
+def build(config: StarterConfig) -> Parts:
     examples = shapes_world.examples(
         config.batch, config.read_share, config.seed, config.edit_share, config.read_first, config.more
     )
@@ -175,7 +175,7 @@ def _build(config: StarterConfig) -> Parts:
     )
 
 
-def _publish(run: Path, config: StarterConfig) -> None:
+def publish(run: Path, config: StarterConfig) -> None:
     """Round the weights to bf16 (these ARE the starter), score that, and write folder and card."""
     model = load(run)
     model.network.to(torch.bfloat16)
@@ -193,10 +193,12 @@ def _card(run: Path, config: StarterConfig, summary: dict[str, Any], model: Unif
     right = f"{summary['score']:.1%} (95% interval {summary['low']:.1%} to {summary['high']:.1%})"
     heldout = summary["heldout"]
     edits = (
-        f"| held-out edits, four kinds, the same rule | {heldout['edit']:.1%} |\n"
+        f"| held-out edits, nine categories, the same rule | {heldout['edit']:.1%} |\n"
         if "edit" in heldout
         else ""
     )
+    if "edit_overall" in heldout:
+        edits += f"| the same edits, mean grade, 1 to 5 | {heldout['edit_overall']:.2f} |\n"
     does = "draws, reads and edits" if edits else "draws and reads"
     unmask, denoise = Sampling().unmask, Sampling().denoise
     if isinstance(config.sizes, TinyShowo):
@@ -204,8 +206,9 @@ def _card(run: Path, config: StarterConfig, summary: dict[str, Any], model: Unif
     else:
         steps = f", {denoise.steps} steps" if isinstance(config.sizes, TinyUniRLZero) else ""
     made = [_made(each) for each in runs]
+    told = {"drawing": "score", "reading": "understanding"} | ({"editing": "edit"} if edits else {})
     curve = [
-        f"| {part} | {e['step']} | {e['score']:.1%} | {e['heldout']['understanding']:.1%} |"
+        _row(part, e["step"], *(f"{(e | e['heldout'])[key]:.1%}" for key in told.values()))
         for part, each in enumerate(runs, 1)
         for e in read_evaluations(each)
     ]
@@ -231,13 +234,17 @@ Made on {date.today().isoformat()}, {torch.get_num_threads()} CPU threads
 |---|---|---|
 {chr(10).join(rows)}
 
-| part | step | drawing (held out) | reading (held out) |
-|---|---|---|---|
+{_row("part", "step", *(f"{name} (held out)" for name in told))}
+{_row(*["---"] * (2 + len(told)))}
 {chr(10).join(curve)}
 
 It differs from the public model in its codec: a dictionary of 4 x 4 patches in place of
 {DIFFERENCES[model.name]}
 """
+
+
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _made(run: Path) -> str:

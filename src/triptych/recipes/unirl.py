@@ -16,7 +16,6 @@ from triptych.learn.policy_loss import PolicyLossConfig
 from triptych.models.base import UnifiedModel
 from triptych.recipes import SUMMARIES, demo, shapes_world
 from triptych.recipes.base import Parts, Recipe
-from triptych.recipes.demo import split_tasks
 from triptych.recipes.rewards import build_rewards
 from triptych.rewards.base import RewardSet
 from triptych.scenarios.base import RolloutSettings
@@ -24,6 +23,7 @@ from triptych.scenarios.self_quiz import SelfQuiz
 from triptych.train.optimizer import OptimizerConfig
 from triptych.train.policy import PolicyConfig, PolicyLearner
 from triptych.train.self_supervised import SelfSupervisedConfig, SelfSupervisedLearner
+from triptych.train.tasks import hold_out, read_tasks
 from triptych.trajectory import Sampling, Task, Unmasking
 
 
@@ -99,7 +99,7 @@ def build(config: QuizConfig | SelfSupervisedConfig) -> Parts:
         tasks = shapes_world.quizzed(shapes_world.train_tasks())
         evaluate = shapes_world.evaluation(config.rollout, config.evaluate_tasks)
     else:
-        tasks, held = split_tasks(config)
+        tasks, held = hold_out(read_tasks(config.tasks), config.evaluate_tasks, config.tasks)
         evaluate = partial(_scored, held, rewards, config.rollout)
     learner: type[PolicyLearner] = SelfSupervisedLearner
     scenario = SelfQuiz()

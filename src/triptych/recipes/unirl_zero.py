@@ -22,7 +22,6 @@ from triptych.models import load
 from triptych.models.base import LoraSettings, UnifiedModel
 from triptych.recipes import SUMMARIES, shapes_reasoning, shapes_world
 from triptych.recipes.base import Parts, Recipe
-from triptych.recipes.demo import split_tasks
 from triptych.recipes.rewards import build_rewards
 from triptych.rewards.answers import FormatReward
 from triptych.rewards.base import RewardFunction, RewardSet
@@ -36,10 +35,12 @@ from triptych.scenarios.reasoning import MultimodalReasoning, TextReasoning
 from triptych.scenarios.reflection import Reflection
 from triptych.scenarios.text_to_image import TextToImage
 from triptych.shapes.critiques import QUESTION
+from triptych.shapes.edits import UNDOABLE
 from triptych.shapes.verifier import detect
 from triptych.train.nft import NFTConfig, NFTLearner
 from triptych.train.optimizer import OptimizerConfig
 from triptych.train.policy import PolicyConfig, PolicyLearner
+from triptych.train.tasks import hold_out, read_tasks
 from triptych.trajectory import Denoising, Sampling, Task
 
 PARTS = "Qwen/Qwen2.5-VL-3B-Instruct + Efficient-Large-Model/Sana_1600M_512px_diffusers"
@@ -166,7 +167,7 @@ EPISODES = {
     ),
     "cycle": Episode(
         scenario=lambda config: CycleEdit(),
-        tasks=shapes_world.edit_tasks,
+        tasks=partial(shapes_world.edit_tasks, categories=UNDOABLE),
         starter=replace(DRAWN, rewards=CYCLE, held_out=("preservation",)),
         public=replace(TO_DRAW, rewards=CYCLE),
         adapted=DM_LAYERS,
@@ -226,7 +227,7 @@ def build(episode: Episode, config: Any, learner: type[PolicyLearner] = PolicyLe
         train, held = episode.tasks(TRAIN_TASKS, config.seed), episode.tasks(config.evaluate_tasks, None)
         judge = partial(_judged, scenario, config.rollout)
     else:
-        train, held = split_tasks(config)
+        train, held = hold_out(read_tasks(config.tasks), config.evaluate_tasks, config.tasks)
         judge = partial(_scored, scenario, config.rollout, rewards)
     return Parts(
         model=lambda: open_model(config),

@@ -183,8 +183,8 @@ def trl_reward(function: Callable[..., Sequence[float | None]], name: str | None
     """A reward from a function written for TRL: ``f(prompts, completions, **columns) -> list[float | None]``.
 
     Prompts and written completions are strings, drawn ones PIL images. Every other argument is a list with an
-    entry a sample: the task's columns and metadata, and its ``answer`` (None where a sample has no such key).
-    A function without ``**columns`` gets only what it names.
+    entry a sample: the task's columns, metadata, ``answer`` and ``target_text``, None where a sample has no
+    such key. A function without ``**columns`` gets only what it names.
     """
     parameters = inspect.signature(function).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -199,7 +199,10 @@ def trl_reward(function: Callable[..., Sequence[float | None]], name: str | None
 
 
 def _trl_columns(samples: Sequence[Sample]) -> dict[str, list[Any]]:
-    rows = [{"answer": s.task.answer, **s.task.metadata, **s.task.columns} for s in samples]
+    rows = [
+        {"answer": s.task.answer, "target_text": s.task.target_text, **s.task.metadata, **s.task.columns}
+        for s in samples
+    ]
     return {key: [row.get(key) for row in rows] for row in rows for key in row}
 
 

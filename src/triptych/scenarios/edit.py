@@ -9,7 +9,7 @@ from triptych.trajectory import Prompt, Task
 
 
 class Edit(Scenario):
-    """image + text -> image (UniGen-1.5's editing as generation)."""
+    """image + text -> image, and nothing else: a task without a ``source`` is refused."""
 
     needs: ClassVar[tuple[str, ...]] = ("draw", "edit")
     result: ClassVar[str] = "image"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import permutations, product
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from triptych.evals import prompts as wording
 from triptych.evals.answers import NUMBER_WORDS
 from triptych.evals.geneval import MIRRORED, RELATIONS, Metadata, plural
+from triptych.evals.lexicon import Lexicon
 from triptych.evals.prompts import metadata_of
 from triptych.shapes.scenes import COLORS, KINDS, MAX_SHAPES
 
@@ -34,6 +35,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 QUESTIONS = {tag: told[0] for tag, told in wording.QUESTIONS.items()}
 """The one wording of each tag's question that the world's models know."""
+ON_GRAY = " on a gray background"
+"""How a description ends where the background is not the white one of prompts."""
+_LEXICON = Lexicon(KINDS, COLORS)
 TEST_SHARE = 0.3  # of the combinations of every variant
 # How often training draws each tag; the rich tags more often than those with a handful of combinations.
 TRAIN_WEIGHTS = {
@@ -106,6 +110,30 @@ def screening_prompts(n: int = 200) -> list[Metadata]:
     if sum(shares) < n:
         raise ValueError(f"{n} screening prompts asked for, {sum(shares)} are left")
     return [metadata for group, share in zip(groups, shares, strict=True) for metadata in group[:share]]
+
+
+def nothing_else(include: Sequence[Metadata]) -> list[dict[str, Any]]:
+    """The exclude clause by which a picture shows what ``include`` names and no more of any kind."""
+    counts = {entry["class"]: entry["count"] for entry in include}
+    return [{"class": kind, "count": counts.get(kind, 0) + 1} for kind in KINDS]
+
+
+def parse(text: str) -> Metadata:
+    """What a prompt or a description of the world says, from its words alone: GenEval's schema without a tag.
+
+    A text tells all that there is: no other object, and a "background", white unless it says gray. Where it
+    names none of the world's kinds, ``include`` is empty.
+    """
+    include: list[dict[str, Any]] = []
+    said: dict[str, str] = {}
+    for kind, value in _LEXICON.tokens(text):
+        if kind == "object":
+            include.append(_entry(value, int(said.pop("count", "1")), said.pop("color", None)))
+        said[kind] = value
+    if "relation" in said and len(include) > 1:  # the placed object is first in the text and last in the list
+        include = [*include[1:], include[0] | {"position": [said["relation"], 0]}]
+    ground = "gray" if text.endswith(ON_GRAY) else "white"
+    return {"include": include, "exclude": nothing_else(include), "background": ground, "prompt": text}
 
 
 def is_held_out(key: str) -> bool:

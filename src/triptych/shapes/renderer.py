@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.shapes.scenes import PALETTE, Scene
+from triptych.shapes.scenes import PALETTE, Box, Scene, Shape
 
 
 @lru_cache(maxsize=1024)
@@ -36,6 +36,14 @@ def mask(kind: str, size: int) -> NDArray[np.bool_]:
         raise ValueError(f"no shape called {kind!r}")
     covered.setflags(write=False)
     return covered
+
+
+def runs(shape: Shape) -> list[Box]:
+    """The pixels that a shape covers, as boxes of one row each: (x0, y0, x1, y0 + 1)."""
+    ends = np.diff(np.pad(mask(shape.kind, shape.size), ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    pairs = zip(np.argwhere(ends == 1).tolist(), np.argwhere(ends == -1).tolist(), strict=True)
+    x, y = shape.x, shape.y
+    return [(x + left, y + row, x + right, y + row + 1) for (row, left), (_, right) in pairs]
 
 
 def _disc(size: int) -> NDArray[np.bool_]:

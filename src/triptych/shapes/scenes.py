@@ -10,7 +10,7 @@ an aligned 4 x 4 patch never holds two colours and all patches of the world fit 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -99,6 +99,13 @@ def sample_scene(
     raise ValueError(
         f"no layout found for {metadata.get('prompt', metadata)!r}: ask for fewer shapes or relations"
     )
+
+
+def placed(shape: Shape, relation: str, other: Shape, rng: np.random.Generator) -> Shape | None:
+    """`shape` at a random place of the base canvas, in that relation to `other`; None: no room is left."""
+    want = _Wanted(kind=shape.kind, color=shape.color, entry=1, position=(relation, 0), referred=())
+    place = _free_place([(0, other.box)], want, shape.size, rng)
+    return replace(shape, x=place[0], y=place[1]) if place else None
 
 
 def _check_metadata(metadata: Metadata, size: int) -> None:

@@ -17,12 +17,14 @@ from scipy import ndimage
 
 from triptych.evals.geneval import Detection
 from triptych.shapes.renderer import mask
-from triptych.shapes.scenes import BACKGROUND, BASE_CANVAS, COLORS, KINDS, PALETTE
+from triptych.shapes.scenes import BACKGROUND, BACKGROUNDS, BASE_CANVAS, COLORS, KINDS, PALETTE
 
 SPECK_SIDE = 6  # a component whose box is smaller on both axes is noise; at the base canvas
 UNSURE_IOU = 0.78  # agreement with the best template at which confidence is UNSURE_CONFIDENCE
 UNSURE_CONFIDENCE = 0.3  # GenEval's detection threshold: agreement below UNSURE_IOU is never counted
 COLOR_RADIUS = 80.0  # RGB distance beyond which a component's mean colour has no name
+FLAT_RADIUS = 32.0  # RGB distance within which a pixel has the colour of its part of the picture
+BACKGROUND_RADIUS = 60.0  # RGB distance, about half of that between the two backgrounds
 _EIGHT = np.ones((3, 3), dtype=np.int64)  # diagonal neighbours belong together: noise cuts thin parts
 _PALETTE = np.array(list(PALETTE.values()), dtype=np.float32)  # [C, 3]
 
@@ -61,17 +63,48 @@ def background_drift(image: NDArray[np.uint8]) -> float:
     Background is what no shape's colour claims, one pixel away from every shape. A picture without any such
     pixel counts as a whole.
     """
+    return float(np.abs(_ground(image).astype(np.float64) - BACKGROUND).mean() / 255.0)
+
+
+def background(image: NDArray[np.uint8]) -> str | None:
+    """Which of BACKGROUNDS is nearest to nine tenths of what no shape claims and near its median, or None."""
+    pixels, colors = _ground(image).astype(np.float32), np.array(list(BACKGROUNDS.values()))
+    nearest = np.linalg.norm(pixels[:, None] - colors, axis=-1).argmin(axis=-1)
+    best = np.bincount(nearest).argmax()
+    far = np.linalg.norm(np.median(pixels, axis=0) - colors[best]) > BACKGROUND_RADIUS
+    return None if far or (nearest == best).mean() < 0.9 else list(BACKGROUNDS)[best]
+
+
+def quality(image: NDArray[np.uint8]) -> float:
+    """How cleanly a picture is drawn, in [0, 1], whatever it shows: the least of three shares.
+
+    The mean confidence of what is detected (1 where nothing is); 1 less the pixels in specks, of which
+    SPECK_SIDE squared leave 0; and the share of pixels that have the one colour of their part of the picture.
+    """
+    labels, found = _segment(image), detect(image)
+    side = SPECK_SIDE * max(image.shape[0] // BASE_CANVAS, 1)
+    specks = (labels < len(COLORS)).sum() - sum(part.sum() for _, part, _ in _components(labels, side))
+    flat = np.linalg.norm(image - _centres(image)[labels], axis=-1) <= FLAT_RADIUS
+    sure = float(np.mean([d.confidence for d in found])) if found else 1.0
+    return min(sure, max(1.0 - float(specks) / side**2, 0.0), float(flat.mean()))
+
+
+def _ground(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The background's pixels ``[N, 3]``, one away from every shape; all of a picture that has none."""
     region = ndimage.binary_erosion(_segment(image) == len(COLORS), structure=_EIGHT, border_value=1)
-    pixels = image[region] if region.any() else image.reshape(-1, 3)
-    return float(np.abs(pixels.astype(np.float64) - BACKGROUND).mean() / 255.0)
+    return image[region] if region.any() else image.reshape(-1, 3)
+
+
+def _centres(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The palette, and last the median of the picture's border: [C + 1, 3]."""
+    border = np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])
+    return np.vstack([_PALETTE, np.median(border, axis=0)]).astype(np.float32)
 
 
 def _segment(image: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Per pixel the index of the nearest colour, len(COLORS) for background: [H, W]."""
-    pixels = image.astype(np.float32)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
-    centres = np.vstack([_PALETTE, np.median(border, axis=0)])
-    squared = (centres**2).sum(axis=1) - 2.0 * pixels @ centres.T
+    centres = _centres(image)
+    squared = (centres**2).sum(axis=1) - 2.0 * image.astype(np.float32) @ centres.T
     return np.asarray(squared.argmin(axis=-1), dtype=np.int64)
 
 

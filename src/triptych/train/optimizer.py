@@ -20,9 +20,10 @@ class OptimizerConfig:
     """AdamW, or Muon for hidden matrices with AdamW for the rest.
 
     ``lr`` is the base rate; ``group_lr`` overrides it for named parameter groups. ``muon_lr`` is Muon's own
-    rate, scaled by the same schedule. ``decay`` is the share of steps, at the end, in which the rate falls
-    linearly to zero. Gradients are clipped to ``max_norm``, the L2 norm of all of them together ("global") or
-    of each group by itself ("group"), as if it had an optimizer of its own.
+    rate, scaled by the same schedule. ``decay`` is the share of steps, at the end, in which the rate falls to
+    zero, on a line or half a cosine as ``schedule`` says. Gradients are clipped to ``max_norm``, the L2 norm
+    of all of them together ("global") or of each group by itself ("group"), as if it had an optimizer of its
+    own.
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
@@ -34,6 +35,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     warmup: int = 0
     decay: float = 0.0
+    schedule: Literal["linear", "cosine"] = "linear"
     max_norm: float = 1.0
     clip: Literal["global", "group"] = "global"
 
@@ -46,7 +48,8 @@ class OptimizerConfig:
         """Factor on the learning rates at ``step`` (1-based) of ``steps``."""
         warm = min(1.0, step / self.warmup) if self.warmup else 1.0
         tail = math.ceil(steps * self.decay)
-        return warm * min(1.0, (steps - step + 1) / tail) if tail else warm
+        left = min(1.0, (steps - step + 1) / tail) if tail else 1.0
+        return warm * (left if self.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
 
 
 class Optimizer:

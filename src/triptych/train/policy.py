@@ -27,7 +27,7 @@ from triptych.rewards.base import RewardSet
 from triptych.scenarios.base import RolloutSettings, Scenario, play
 from triptych.train import distributed
 from triptych.train.loop import Gradient, JobConfig
-from triptych.train.tasks import TaskStream
+from triptych.train.tasks import MixedStream, TaskStream
 from triptych.trajectory import Picture, Rollout, Sample, Segment, Task
 
 NOISE_CLIPPED = 0.01
@@ -141,22 +141,28 @@ class Batch:
 
 
 class PolicyLearner:
-    """Makes policy gradients; the same draws and the same gradient on any number of processes."""
+    """Makes policy gradients; the same draws and the same gradient on any number of processes.
+
+    Of ``tasks`` of several kinds, by name, every step has as many of each.
+    """
 
     def __init__(
         self,
         config: PolicyConfig,
         model: UnifiedModel,
         scenario: Scenario,
-        tasks: Sequence[Task],
+        tasks: Sequence[Task] | Mapping[str, Sequence[Task]],
         rewards: RewardSet,
         explain: Callable[[Sample], str] = lambda sample: "",
     ) -> None:
         self.config, self.model, self.scenario = config, model, scenario
         self.rewards, self.explain = rewards, explain
         _check_names(config, scenario, rewards)
-        self.stream = TaskStream(tasks, config.seed)
-        self.spare = TaskStream(tasks, config.seed + 1)
+        kinds = tasks if isinstance(tasks, Mapping) else {"all": tasks}
+        self.stream, self.spare = (
+            MixedStream({kind: TaskStream(found, seed) for kind, found in kinds.items()})
+            for seed in (config.seed, config.seed + 1)
+        )
         self.batch: Batch | None = None
         self.sums = PolicyMetrics()
         self.ratio_error = 0.0
@@ -444,9 +450,10 @@ def _check_names(config: PolicyConfig, scenario: Scenario, rewards: RewardSet) -
 
 
 def _replaced(tasks: Sequence[Task], dead: set[str], fresh: Sequence[Task]) -> list[Task]:
-    """``tasks`` with the dead ones replaced, in place, by fresh ones as far as there are any."""
-    spare = iter(fresh)
-    return [next(spare, task) if task.id in dead else task for task in tasks]
+    """``tasks`` with the dead ones replaced, in place, by fresh ones, an edit by an edit, while there are."""
+    draws, edits = ([t for t in fresh if (t.source is None) == drawn] for drawn in (True, False))
+    spare = {True: iter(draws), False: iter(edits)}
+    return [next(spare[task.source is None], task) if task.id in dead else task for task in tasks]
 
 
 def _means(kind: str, values: Mapping[str, Tensor]) -> dict[str, float]:

@@ -62,7 +62,8 @@ class SelfSupervisedLearner(PolicyLearner):
         super().__init__(config, *parts, **more)
         if config.regime == "end_to_end":
             self.model.require("relax")
-        if missing := [task.id for task in self.stream.tasks if task.answer is None]:
+        kinds = self.stream.kinds.values()
+        if missing := [task.id for kind in kinds for task in kind.tasks if task.answer is None]:
             raise UserError(
                 f"task {missing[0]} has no answer to learn; `triptych quiz` makes prompts that do"
             )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from triptych.errors import UserError
+from triptych.evals.evaluation import Evaluation
 from triptych.models.base import Example, UnifiedModel
 from triptych.train import distributed
 from triptych.train.loop import Gradient, JobConfig, autocast
@@ -47,10 +48,7 @@ class SupervisedLearner:
         yield Gradient(losses=self._losses(mine))
 
     def _losses(self, examples: Sequence[Example]) -> Iterator[Tensor]:
-        """Micro-batches of like targets; each kind's denominator counts the elements of the whole batch.
-
-        Rows with pictures in their prompts come by themselves: others would be padded to their length.
-        """
+        """Micro-batches of like targets; each kind's denominator counts the elements of the whole batch."""
         self.sums = {}
         size = self.config.micro_batch
         for kind in KINDS:
@@ -58,8 +56,7 @@ class SupervisedLearner:
             total = float(distributed.all_sum(torch.tensor(float(self.model.target_count(rows)))))
             if total:  # also where this process has none of them: metrics are summed over all processes
                 self.sums[kind] = torch.zeros(())
-            alike = [[e for e in rows if bool(e.prompt.pictures) == seen] for seen in (False, True)]
-            for part in (group[i : i + size] for group in alike for i in range(0, len(group), size)):
+            for part in _alike(rows, size):
                 with autocast(self.config, self.model.device):
                     loss = self.model.supervised_loss(part)[kind].total / total
                 self.sums[kind] += loss.detach().cpu()
@@ -86,3 +83,26 @@ class SupervisedLearner:
 
     def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Nothing to take back."""
+
+
+def _alike(rows: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
+    """At most ``size`` at a time, those with pictures in their prompts apart: others would be padded."""
+    groups = [[e for e in rows if bool(e.prompt.pictures) == seen] for seen in (False, True)]
+    return (group[i : i + size] for group in groups for i in range(0, len(group), size))
+
+
+@torch.no_grad()
+def evaluate_loss(config: SupervisedConfig, model: UnifiedModel, examples: Sequence[Example]) -> Evaluation:
+    """Held-out examples, always with the same noise; summary: score (minus the loss), n, heldout.
+
+    ``heldout`` has the mean loss a token of each kind of target, "loss/draw" and "loss/read".
+    """
+    losses = {}
+    for kind in KINDS:
+        rows = [e for e in examples if isinstance(e.target, str) == (kind == "read")]
+        with autocast(config, model.device):
+            found = [model.supervised_loss(part)[kind] for part in _alike(rows, config.micro_batch)]
+        if found:
+            count = sum(float(part.count) for part in found)
+            losses[f"loss/{kind}"] = sum(float(part.total) for part in found) / count
+    return Evaluation(summary={"score": -sum(losses.values()), "n": len(examples), "heldout": losses})

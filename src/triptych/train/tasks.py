@@ -7,10 +7,11 @@ starts. It must not know scenarios, rewards or models.
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from triptych.errors import UserError
 from triptych.evals.geneval import RELATIONS
 from triptych.trajectory import Picture, Task
 
+T = TypeVar("T")
 Row = Mapping[str, Any]
 _INSTALL = "reading {} needs more packages: pip install 'triptych[data]'"
 _OWN = {"id", "prompt", "tag", "include", "exclude", "answer", "target_text", "source"}
@@ -35,53 +37,78 @@ def read_tasks(path: str | Path) -> list[Task]:
     Raises UserError for the first bad row with file, line, field, what was expected and what was found, and
     how many more are bad; for an id that occurs twice; and for a file that is missing, empty or not readable.
     """
-    where = str(path)
-    tasks: list[Task] = []
-    lines: dict[str, int] = {}
-    errors: list[str] = []
-    stem, folder, rows = _open(where)
-    for line, row in rows:
-        try:
-            task = _task(row, f"{stem}/{line:04d}", folder)
-            if task.id in lines:
-                raise _Bad("id", "an id of its own", f"{task.id!r} again (first in line {lines[task.id]})")
-            lines[task.id] = line
-            tasks.append(task)
-        except _Bad as error:
-            errors.append(f"{where}, line {line}: {error}")
-    if errors:
-        more = f" (and {len(errors) - 1} more bad lines)" if len(errors) > 1 else ""
-        raise UserError(errors[0] + more)
-    if not tasks:
+    where, lines = str(path), dict[str, int]()
+
+    def make(row: Row, line: int, folder: Path) -> Task:
+        task = _task(row, f"{_stem(where)}/{line:04d}", folder)
+        if task.id in lines:
+            raise Bad("id", "an id of its own", f"{task.id!r} again (first in line {lines[task.id]})")
+        lines[task.id] = line
+        return task
+
+    if not (tasks := read_rows(where, make)):
         raise UserError(f"{where} holds no tasks: expected at least one line with a prompt")
     return tasks
 
 
-class _Bad(Exception):
+def read_rows(where: str, make: Callable[[Row, int, Path], T]) -> list[T]:
+    """``make(row, line, folder)`` of all rows, null fields left out; ``folder`` is where pictures lie.
+
+    Raises UserError for the first row that :class:`Bad` is raised of, and for a file that cannot be read.
+    """
+    made: list[T] = []
+    errors: list[str] = []
+    folder, rows = _open(where)
+    for line, row in rows:
+        try:
+            if isinstance(row, Bad):
+                raise row
+            made.append(make({key: value for key, value in row.items() if value is not None}, line, folder))
+        except Bad as error:
+            errors.append(f"{where}, line {line}: {error}")
+    if errors:
+        more = f" (and {len(errors) - 1} more bad lines)" if len(errors) > 1 else ""
+        raise UserError(errors[0] + more)
+    return made
+
+
+def hold_out(rows: list[T], most: int, where: str) -> tuple[list[T], list[T]]:
+    """The rows without their last tenth (at most ``most``), and that; UserError for fewer than ten."""
+    if not (held := min(most, len(rows) // 10)):
+        raise UserError(f"{where} has {len(rows)} tasks: at least 10, for a tenth is held out")
+    return rows[:-held], rows[-held:]
+
+
+class Bad(Exception):
     """A field that is not what it should be."""
 
     def __init__(self, name: str, expected: str, found: str) -> None:
         super().__init__(f"field {name!r}: expected {expected}, found {found}")
 
 
-def _open(where: str) -> tuple[str, Path, Iterator[tuple[int, Row | _Bad]]]:
-    """The default id's stem, the folder that pictures are relative to, and numbered rows."""
+def _stem(where: str) -> str:
+    name = where.removeprefix("hf://")
+    return name.partition(":")[0].rpartition("/")[2] if name != where else Path(where).stem
+
+
+def _open(where: str) -> tuple[Path, Iterator[tuple[int, Row | Bad]]]:
+    """The folder that pictures are relative to, and numbered rows."""
     if where.startswith("hf://"):
         name, _, split = where.removeprefix("hf://").partition(":")
-        return name.rpartition("/")[2], Path(), enumerate(_hugging_face(name, split or "train"), 1)
-    path = Path(where)
-    readers: dict[str, Callable[[Path], Iterator[tuple[int, Row | _Bad]]]] = {
+        return Path(), enumerate(_hugging_face(name, split or "train"), 1)
+    path = Path(where) / "metadata.jsonl" if Path(where).is_dir() else Path(where)
+    readers: dict[str, Callable[[Path], Iterator[tuple[int, Row | Bad]]]] = {
         ".jsonl": _jsonl,
         ".parquet": _parquet,
     }
     if path.suffix not in readers:
         raise UserError(f"{where}: tasks are read from .jsonl, .parquet or hf://owner/name:split")
     if not path.is_file():
-        raise UserError(f"{where}: no such file")
-    return path.stem, path.parent, readers[path.suffix](path)
+        raise UserError(f"{path}: no such file")
+    return path.parent, readers[path.suffix](path)
 
 
-def _jsonl(path: Path) -> Iterator[tuple[int, Row | _Bad]]:
+def _jsonl(path: Path) -> Iterator[tuple[int, Row | Bad]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -89,12 +116,12 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Row | _Bad]]:
             try:
                 row = json.loads(line.decode("utf-8-sig"))
             except ValueError as error:  # of the encoding or of the JSON
-                yield number, _Bad("(line)", "a JSON object", str(error))
+                yield number, Bad("(line)", "a JSON object", str(error))
                 continue
-            yield number, row if isinstance(row, dict) else _Bad("(line)", "a JSON object", _shown(row))
+            yield number, row if isinstance(row, dict) else Bad("(line)", "a JSON object", _shown(row))
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, Row | _Bad]]:
+def _parquet(path: Path) -> Iterator[tuple[int, Row | Bad]]:
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -117,13 +144,8 @@ def _hugging_face(name: str, split: str) -> Iterator[Row]:
         raise UserError(f"hf://{name}:{split} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _task(row: Row | _Bad, default_id: str, folder: Path) -> Task:
-    if isinstance(row, _Bad):
-        raise row
-    row = {key: value for key, value in row.items() if value is not None}
-    prompt = _text(row, "prompt")
-    if prompt is None:
-        raise _Bad("prompt", "a text that is not empty", "nothing")
+def _task(row: Row, default_id: str, folder: Path) -> Task:
+    prompt = text_of(row, "prompt")
     metadata = _metadata(row)
     return Task(
         id=_text(row, "id") or default_id,
@@ -131,15 +153,22 @@ def _task(row: Row | _Bad, default_id: str, folder: Path) -> Task:
         metadata=metadata | {"prompt": prompt} if metadata else {},
         answer=_text(row, "answer"),
         target_text=_text(row, "target_text"),
-        source=_picture(row["source"], folder) if "source" in row else None,
+        source=picture_of(row, "source", folder) if "source" in row else None,
         columns={key: value for key, value in row.items() if key not in _OWN},
     )
+
+
+def text_of(row: Row, name: str) -> str:
+    """A text that must be there."""
+    if (value := _text(row, name)) is None:
+        raise Bad(name, "a text that is not empty", "nothing")
+    return value
 
 
 def _text(row: Row, name: str) -> str | None:
     value = row.get(name)
     if value is not None and not (isinstance(value, str) and value.strip()):
-        raise _Bad(name, "a text that is not empty", _shown(value))
+        raise Bad(name, "a text that is not empty", _shown(value))
     return value
 
 
@@ -161,11 +190,11 @@ def _clauses(value: object, name: str, optional: set[str]) -> list[dict[str, Any
         with suppress(ValueError):  # the text itself is then what was found
             value = json.loads(value)
     if not isinstance(value, list):
-        raise _Bad(name, "a list of objects", _shown(value))
+        raise Bad(name, "a list of objects", _shown(value))
     clauses: list[dict[str, Any]] = []
     for i, entry in enumerate(value):
         if not isinstance(entry, dict):
-            raise _Bad(f"{name}[{i}]", "an object with class and count", _shown(entry))
+            raise Bad(f"{name}[{i}]", "an object with class and count", _shown(entry))
         clauses.append({key: part for key, part in entry.items() if part is not None})
         _check_clause(clauses[i], f"{name}[{i}]", optional, earlier=i)
     return clauses
@@ -173,16 +202,16 @@ def _clauses(value: object, name: str, optional: set[str]) -> list[dict[str, Any
 
 def _check_clause(entry: Row, name: str, optional: set[str], earlier: int) -> None:
     if unknown := sorted(set(entry) - {"class", "count"} - optional):
-        raise _Bad(f"{name}.{unknown[0]}", f"only {sorted({'class', 'count'} | optional)}", "this")
+        raise Bad(f"{name}.{unknown[0]}", f"only {sorted({'class', 'count'} | optional)}", "this")
     for key in ("class", *(optional & {"color"} & set(entry))):
         if not (isinstance(entry.get(key), str) and entry[key]):
-            raise _Bad(f"{name}.{key}", "a text that is not empty", _shown(entry.get(key)))
+            raise Bad(f"{name}.{key}", "a text that is not empty", _shown(entry.get(key)))
     count = entry.get("count")
     if type(count) is not int or count < 1:  # type(): True is an int, and no count
-        raise _Bad(f"{name}.count", "a positive integer", _shown(count))
+        raise Bad(f"{name}.count", "a positive integer", _shown(count))
     if "position" in entry and not _is_position(entry["position"], earlier):
         expected = f"[relation, index of an earlier entry] with a relation of {', '.join(RELATIONS)}"
-        raise _Bad(f"{name}.position", expected, _shown(entry["position"]))
+        raise Bad(f"{name}.position", expected, _shown(entry["position"]))
 
 
 def _is_position(value: object, earlier: int) -> bool:
@@ -191,31 +220,42 @@ def _is_position(value: object, earlier: int) -> bool:
     return value[0] in RELATIONS and type(value[1]) is int and 0 <= value[1] < earlier
 
 
-def _picture(value: object, folder: Path) -> Picture:
-    """A path, or what datasets and parquet hold for an image: a PIL image, or its file's bytes."""
+@contextmanager
+def image_of(row: Row, name: str, folder: Path) -> Iterator[Image.Image]:
+    """A picture, its pixels not yet read: from a path relative to ``folder``, a PIL image, or a file's bytes.
+
+    The last two are what datasets and parquet have. What fails inside because of the picture is Bad, too.
+    """
+    value = row.get(name)
     if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
         value = io.BytesIO(value["bytes"])
+    if not isinstance(value, str | io.BytesIO | Image.Image):
+        raise Bad(name, "a path to a picture", "nothing" if value is None else _shown(value))
     try:
         if isinstance(value, Image.Image):
-            image = value
-        elif isinstance(value, str | io.BytesIO):
-            image = Image.open(folder / value if isinstance(value, str) else value)
-        else:
-            raise _Bad("source", "a path to a picture", _shown(value))
-        return torch.from_numpy(np.array(image.convert("RGB")))
+            yield value
+            return
+        with Image.open(folder / value if isinstance(value, str) else value) as image:
+            yield image
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise _Bad("source", "a path to a picture", str(error)) from error
+        raise Bad(name, "a path to a picture", str(error)) from error
+
+
+def picture_of(row: Row, name: str, folder: Path) -> Picture:
+    """The pixels of :func:`image_of`."""
+    with image_of(row, name, folder) as image:
+        return torch.from_numpy(np.array(image.convert("RGB")))
 
 
 @dataclass(frozen=True)
-class TaskStream:
-    """Tasks in the order of a run: each epoch is a permutation keyed by (seed, epoch)."""
+class TaskStream(Generic[T]):
+    """Tasks, or rows, in the order of a run: each epoch is a permutation keyed by (seed, epoch)."""
 
-    tasks: Sequence[Task]
+    tasks: Sequence[T]
     seed: int
     _orders: dict[tuple[int, int], list[int]] = field(default_factory=dict, repr=False, compare=False)
 
-    def batch(self, step: int, n: int) -> list[Task]:
+    def batch(self, step: int, n: int) -> list[T]:
         """The ``n`` tasks of ``step`` (counted from 0), a function of (seed, step, n); ``n`` stays fixed.
 
         No task is left out of an epoch or occurs twice in it, and never twice in one batch, also where a
@@ -250,3 +290,27 @@ class TaskStream:
         # Sorting raw Philox words, not Generator.permutation, whose stream numpy may change between versions.
         words = np.random.Philox(key=[self.seed % 2**64, epoch]).random_raw(len(self.tasks))
         return [int(i) for i in np.argsort(words, kind="stable")]
+
+
+@dataclass(frozen=True)
+class MixedStream(Generic[T]):
+    """Tasks of several kinds, each in an order of its own: every batch has its ``shares`` of them.
+
+    Shares (default: equal ones) are relative to one another.
+    """
+
+    kinds: Mapping[str, TaskStream[T]]
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+    def batch(self, step: int, n: int) -> list[T]:
+        """The ``n`` tasks of ``step``, kind after kind, see :meth:`TaskStream.batch`."""
+        return [task for kind, m in self.counts(n).items() for task in self.kinds[kind].batch(step, m)]
+
+    def counts(self, n: int) -> dict[str, int]:
+        """How many of ``n`` tasks are of each kind; UserError where there is no room for one of them."""
+        ends = list(accumulate(self.shares.get(kind, 1.0) for kind in self.kinds))
+        bounds = [0, *(round(n * end / ends[-1]) for end in ends)]
+        counts = {kind: b - a for kind, (a, b) in zip(self.kinds, pairwise(bounds), strict=True)}
+        if empty := [kind for kind, count in counts.items() if not count]:
+            raise UserError(f"a batch of {n} has no room for the share of {empty[0]!r}: take a larger one")
+        return counts
