@@ -171,7 +171,7 @@ class Policy:
 class Eval(Policy):
     """Score a model on held-out prompts: triptych eval MODEL.
 
-    Each prompt is drawn once and judged by GenEval's official rule; edits are graded 1 to 5.
+    Prompts are drawn and judged by GenEval's official rule, edits graded 1 to 5.
     """
 
     suite: Literal["shapes", "shapes-edit"] = "shapes"

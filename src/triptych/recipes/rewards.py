@@ -30,9 +30,9 @@ WORLD: dict[str, Callable[[], RewardFunction]] = {
     "geneval_official": lambda: FunctionReward(
         "geneval_official", partial(shapes_world.by_rule, dense=False)
     ),
-    "shared": lambda: FunctionReward("shared", shapes_world.shared),
     "background": lambda: FunctionReward("background", shapes_world.clean_background),
     "preservation": PreservationReward,
+    "shared": lambda: FunctionReward("shared", shapes_world.shared),
     "answer": lambda: FunctionReward("answer", shapes_reasoning.right_answers),
     "format": FormatReward,
     "length": lambda: LengthReward(longest=64, cache=16),
