@@ -403,6 +403,45 @@ class ServeRewards:
             serve({name: find_reward(name) for name in self.names}, at, token, limits)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reproduce:
+    """Test the papers' claims on the starters: triptych reproduce Z1 [C2 ... | all].
+
+    What is finished is kept: the same command goes on where it was interrupted.
+    """
+
+    claims: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Which claims, or "all"."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Every arm is trained once with each."""
+    folder: Path = Path("runs/claims")
+    """Where the runs lie."""
+    evidence: Path | None = None
+    """Where the pages go (default: docs/evidence where that is, else evidence)."""
+    screen: bool = False
+    """One seed at half length; the page stays with the runs."""
+    quick: bool = False
+    """Two steps, a few tasks, which proves nothing; the page stays with the runs."""
+    list: bool = False
+    """Show what is claimed, and what came of it."""
+
+    def __call__(self) -> None:
+        if not self.claims and not self.list:
+            raise UserError("which claim? `triptych reproduce --list` shows them")
+        if not self.seeds or (self.screen and self.quick):
+            raise UserError("expected at least one seed, and --screen or --quick but not both")
+
+        from triptych.claims import page
+
+        default = Path("docs/evidence") if Path("docs/evidence").is_dir() else Path("evidence")
+        evidence = self.evidence or default
+        if self.list:
+            page.show_claims(evidence)
+        else:
+            length: Any = "screen" if self.screen else "quick" if self.quick else "whole"
+            page.reproduce(self.claims, self.folder, self.seeds, length, evidence)
+
+
 # -- looking ---------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
@@ -441,7 +480,7 @@ def list_recipes(arguments: Sequence[str]) -> None:
         print(f"{name:<{max(map(len, SUMMARIES))}} {summary}")
 
 
-Typed = Eval | Draw | Edit | Ask | Quiz | ServeRewards | Report
+Typed = Eval | Draw | Edit | Ask | Quiz | ServeRewards | Reproduce | Report
 COMMANDS: dict[str, Callable[[Sequence[str]], None] | type[Typed]] = {
     "demo": demo,
     "train": train,
@@ -451,6 +490,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None] | type[Typed]] = {
     "ask": Ask,
     "quiz": Quiz,
     "serve-rewards": ServeRewards,
+    "reproduce": Reproduce,
     "report": Report,
     "doctor": doctor,
     "recipes": list_recipes,
