@@ -405,13 +405,13 @@ class ServeRewards:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reproduce:
-    """Test the papers' claims on the starters: triptych reproduce Z1 [C2 ... | all].
+    """Test the papers' claims: triptych reproduce Z1 C2, or all.
 
     What is finished is kept: the same command goes on where it was interrupted.
     """
 
     claims: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Which claims, or "all"."""
+    """Which claims, or all."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Every arm is trained once with each."""
     folder: Path = Path("runs/claims")
@@ -428,18 +428,20 @@ class Reproduce:
     def __call__(self) -> None:
         if not self.claims and not self.list:
             raise UserError("which claim? `triptych reproduce --list` shows them")
-        if not self.seeds or (self.screen and self.quick):
-            raise UserError("expected at least one seed, and --screen or --quick but not both")
+        if self.screen and self.quick:
+            raise UserError("--screen and --quick are two lengths: choose one")
+        if len(set(self.seeds)) < max(1, len(self.seeds)):
+            raise UserError(f"--seeds must be numbers that differ, got {' '.join(map(str, self.seeds))}")
 
         from triptych.claims import page
 
-        default = Path("docs/evidence") if Path("docs/evidence").is_dir() else Path("evidence")
-        evidence = self.evidence or default
+        default = "docs/evidence" if Path("docs/evidence").is_dir() else "evidence"
+        evidence = self.evidence or Path(default)
         if self.list:
             page.show_claims(evidence)
-        else:
-            length: Any = "screen" if self.screen else "quick" if self.quick else "whole"
-            page.reproduce(self.claims, self.folder, self.seeds, length, evidence)
+            return
+        length: Any = "screen" if self.screen else "quick" if self.quick else "whole"
+        page.reproduce(self.claims, self.folder, self.seeds, length, evidence)
 
 
 # -- looking ---------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ def test_an_interrupted_run_goes_on_inside(toys: Toys, run: Run) -> None:
         run(RL, seeds=(0,))
     assert toys.steps == [1, 2, 3]
     [cost] = Path("runs").glob("rl-*/cost.json")
-    before = json.loads(cost.read_text())
+    before = json.loads(cost.read_text())[0]
     toys.stop_at = 0
     whole = run(RL, seeds=(0,))
     assert toys.steps == [3, 4, 5, 6], "from the checkpoint of step 2"
@@ -165,8 +165,8 @@ def test_arms_start_where_another_ended_and_draw_otherwise(toys: Toys, run: Run)
 
 
 def test_equal_time_takes_steps_of_a_trial(toys: Toys, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment, "seconds_of", lambda run: 30.0 if run.name.startswith("rl") else 31.0)
-    real = experiment.train
+    real, told_of, minutes = experiment.train, experiment.told, [0.5]
+    monkeypatch.setattr(experiment, "told", lambda run: told_of(run) | {"minutes": minutes[0]})
 
     def timed(made: Recipe, run: Path, **how: bool) -> Path:
         """Every step took two seconds."""
@@ -184,7 +184,7 @@ def test_equal_time_takes_steps_of_a_trial(toys: Toys, run: Run, monkeypatch: py
     run(RL, more)
     assert not toys.steps
     (Path("runs") / found["run"] / "summary.json").unlink()
-    monkeypatch.setattr(experiment, "seconds_of", lambda run: 90.0)
+    minutes[0] = 9.0
     assert run(RL, more)["arms"]["more"]["runs"][0]["steps"] == 15, "a run that has begun keeps its steps"
 
 

@@ -3,7 +3,7 @@
 Margins were fixed before anything was run. Recipes are looked up by name when a claim is run.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -14,25 +14,21 @@ from triptych.errors import UserError
 from triptych.train.optimizer import OptimizerConfig
 
 RATES = (1e-4, 3e-4, 1e-3)
+TITLES = ("Show-o", "Janus")
 BOTH = ("generation", "understanding")
+SINGLE = ("RL t2i", "RL edit")
+VERDICTS = ("verdict_on_right", "verdict_on_wrong")
 HALVES = ("right_but_misread", "read_but_misdrawn")
 
 
 def supervised(starter: str, rate: float) -> Arm:
     """Further supervised training of a starter for as long as "RL" takes: fresh warm-up, linear decay."""
-    return Arm(
-        f"supervised {rate:g}",
-        f"starters.{starter}",
-        f"starters/{starter}",
-        dict(
-            optimizer=OptimizerConfig(kind="muon", lr=rate, muon_lr=20 * rate, warmup=20, decay=0.5),
-            read_first=0,
-            evaluate_every=0,
-            checkpoint_every=100,
-            evaluate_tasks=6,
-        ),
-        time_of="RL",
+    optimizer = OptimizerConfig(kind="muon", lr=rate, muon_lr=20 * rate, warmup=20, decay=0.5)
+    settings = dict(
+        optimizer=optimizer, read_first=0, evaluate_every=0, checkpoint_every=100, evaluate_tasks=6
     )
+    start, recipe = f"starters/{starter}", f"starters.{starter}"
+    return Arm(f"supervised {rate:g}", recipe, start, settings, time_of="RL")
 
 
 def _zero(recipe: str, name: str = "RL", trained: bool = True, **settings: Any) -> Arm:
@@ -43,42 +39,36 @@ def _gen(name: str, tasks: str, start: str = "starters/unigen") -> Arm:
     return Arm(name, "unigen15.rl", start, {"tasks": tasks}, name != "starter")
 
 
-def _unirl(title: str) -> list[Arm]:
-    """The starter, and what supervised and policy learning make of it."""
-    name = title.lower().replace("-", "")
-    ways = {"starter": "grpo", "SFT": "sft", "GRPO": "grpo"}
-    return [
-        Arm(f"{title} {way}", f"unirl.{name}.{recipe}", f"starters/{name}", trained=way != "starter")
-        for way, recipe in ways.items()
-    ]
-
-
 def _above(left: str, right: str, *measures: str | tuple[str, ...]) -> list[Comparison]:
     return [Comparison(left, right, measure) for measure in measures]
 
 
-def _improves(name: str, title: str) -> Claim:
-    return Claim(
-        name,
-        f"On the {title} starter UniRL's SFT, and its GRPO, raise the score of held-out drawings and the"
-        " accuracy of answers about held-out rendered scenes.",
-        _unirl(title),
-        [m.QUIZ, m.UNDERSTANDING],
-        [c for way in ("SFT", "GRPO") for c in _above(f"{title} {way}", f"{title} starter", *BOTH)],
-    )
+def _unirl(
+    name: str, text: str, titles: Sequence[str], *pairs: tuple[str, str, Sequence[str]], limits: str = ""
+) -> Claim:
+    """Pairs of starter, SFT and GRPO in some columns, on each of the starters."""
+    arms, comparisons = [], []
+    for title in titles:
+        family = title.lower().replace("-", "")
+        for way, recipe in (("starter", "grpo"), ("SFT", "sft"), ("GRPO", "grpo")):
+            trained, start = way != "starter", f"starters/{family}"
+            arms.append(Arm(f"{title} {way}", f"unirl.{family}.{recipe}", start, trained=trained))
+        for left, right, columns in pairs:
+            comparisons += _above(f"{title} {left}", f"{title} {right}", *columns)
+    return Claim(name, text, arms, [m.QUIZ, m.UNDERSTANDING], comparisons, limits)
 
 
+MORE = [supervised("unirl_zero", rate) for rate in RATES]
+ALIGNED = Arm("aligned", "unigen15.align", "starters/unigen")
+UNCYCLED = _zero("cycle", "RL without", rewards={"geneval": 4.0})
 ALL = (
     Claim(
         "Z1",
         "Text-to-image RL raises the GenEval-style score of held-out prompts, and by more than the same"
         " minutes of further supervised training do, at the best of three learning rates.",
-        [_zero("t2i", "starter", False), _zero("t2i"), *(supervised("unirl_zero", rate) for rate in RATES)],
+        [_zero("t2i", "starter", False), _zero("t2i"), *MORE],
         [m.GENERATION],
-        [
-            *_above("RL", "starter", "generation"),
-            Comparison("RL", tuple(f"supervised {rate:g}" for rate in RATES), "generation"),
-        ],
+        [Comparison("RL", right, "generation") for right in ("starter", tuple(arm.name for arm in MORE))],
     ),
     Claim(
         "Z2",
@@ -86,21 +76,14 @@ ALL = (
         " from the same checkpoint, and thinking before drawing without RL.",
         [_zero("cot", "starter", False), _zero("cot", "CoT RL"), _zero("vague", "direct RL")],
         [m.VAGUE],
-        [
-            Comparison("CoT RL", "direct RL", "thinking", right_measure="direct"),
-            *_above("CoT RL", "starter", "thinking"),
-        ],
+        [Comparison("CoT RL", "direct RL", "thinking", "direct"), *_above("CoT RL", "starter", "thinking")],
         "Budgets are steps: one with a thought takes longer, see the minutes.",
     ),
     Claim(
         "Z3",
         "Cycle Edit RL raises how well edits follow the instruction and how well they keep the rest, over the"
         " starter and over the same RL without the cycle term.",
-        [
-            _zero("cycle", "starter", False),
-            _zero("cycle", "cycle RL"),
-            _zero("cycle", "RL without", rewards={"geneval": 4.0}),
-        ],
+        [_zero("cycle", "starter", False), _zero("cycle", "cycle RL"), UNCYCLED],
         [m.EDITING],
         [c for right in ("starter", "RL without") for c in _above("cycle RL", right, "edit", "preservation")],
     ),
@@ -110,10 +93,7 @@ ALL = (
         " of wrong drawings that the second turn repairs; right ones break at most two points more often.",
         [_zero("reflection", "starter", False), _zero("reflection")],
         [m.REFLECTION],
-        [
-            *_above("RL", "starter", ("verdict_on_right", "verdict_on_wrong"), "repaired"),
-            Comparison("RL", "starter", "kept", margin=-0.02),
-        ],
+        [*_above("RL", "starter", VERDICTS, "repaired"), Comparison("RL", "starter", "kept", margin=-0.02)],
         "Each arm judges drawings of its own, whose faults need not be alike.",
     ),
     Claim(
@@ -141,12 +121,7 @@ ALL = (
     Claim(
         "C2",
         "RL gains more on edits after Edit Instruction Alignment than without it.",
-        [
-            _gen("starter", "edit"),
-            _gen("RL", "edit"),
-            Arm("aligned", "unigen15.align", "starters/unigen"),
-            _gen("aligned RL", "edit", "aligned"),
-        ],
+        [_gen("starter", "edit"), _gen("RL", "edit"), ALIGNED, _gen("aligned RL", "edit", "aligned")],
         [m.EDITING],
         [Comparison("aligned RL", "aligned", "edit", beyond=("RL", "starter"))],
         f"Alignment takes steps of its own. Hard instructions are those of {m.HARD} words or more.",
@@ -157,8 +132,8 @@ ALL = (
         [_gen("starter", "both"), *(_gen(f"RL {tasks}", tasks) for tasks in ("both", "t2i", "edit"))],
         [m.GENERATION, m.EDITING],
         [
-            Comparison("RL both", ("RL t2i", "RL edit"), measure, margin=0.02, within=True)
-            for measure in ("generation", "edit")
+            Comparison("RL both", SINGLE, column, margin=0.02, within=True)
+            for column in ("generation", "edit")
         ],
     ),
     Claim(
@@ -168,33 +143,32 @@ ALL = (
         [m.UNDERSTANDING],
         [Comparison("RL", "starter", "understanding", margin=-0.01)],
     ),
-    _improves("U1", "Show-o"),
-    _improves("U2", "Janus"),
-    Claim(
+    *(
+        _unirl(
+            name,
+            f"On the {title} starter UniRL's SFT, and its GRPO, raise the score of held-out drawings and the"
+            " accuracy of answers about held-out rendered scenes.",
+            [title],
+            ("SFT", "starter", BOTH),
+            ("GRPO", "starter", BOTH),
+        )
+        for name, title in zip(("U1", "U2"), TITLES, strict=True)
+    ),
+    _unirl(
         "U3",
         "UniRL's SFT, and its GRPO, lower both halves of the imbalance of drawing and reading.",
-        [*_unirl("Show-o"), *_unirl("Janus")],
-        [m.QUIZ],
-        [
-            c
-            for title in ("Show-o", "Janus")
-            for way in ("SFT", "GRPO")
-            for c in _above(f"{title} starter", f"{title} {way}", *HALVES)
-        ],
-        "Differences are the starter's less the trained one's: above 0 the imbalance fell.",
+        TITLES,
+        ("starter", "SFT", HALVES),
+        ("starter", "GRPO", HALVES),
+        limits="Differences are the starter's less the trained one's: above 0 the imbalance fell.",
     ),
-    Claim(
+    _unirl(
         "U4",
         "After as many steps GRPO has gained more than SFT in drawing and reading, and is less imbalanced.",
-        [*_unirl("Show-o"), *_unirl("Janus")],
-        [m.QUIZ, m.UNDERSTANDING],
-        [
-            *_above("Show-o GRPO", "Show-o SFT", *BOTH),
-            *_above("Show-o SFT", "Show-o GRPO", *HALVES),
-            *_above("Janus GRPO", "Janus SFT", *BOTH),
-            *_above("Janus SFT", "Janus GRPO", *HALVES),
-        ],
-        "The imbalance is SFT's less GRPO's. Budgets are steps, see the minutes.",
+        TITLES,
+        ("GRPO", "SFT", BOTH),
+        ("SFT", "GRPO", HALVES),
+        limits="The imbalance is SFT's less GRPO's. Budgets are steps, see the minutes.",
     ),
 )
 CLAIMS: Mapping[str, Claim] = {claim.name: claim for claim in ALL}
@@ -203,7 +177,8 @@ CLAIMS: Mapping[str, Claim] = {claim.name: claim for claim in ALL}
 def find_claim(name: str) -> Claim:
     """The claim of that name, in whichever case; UserError with the nearest one if there is none."""
     if name.upper() not in CLAIMS:
-        near = get_close_matches(name.upper(), CLAIMS, n=1, cutoff=0.5)
+        alike = [known for known in CLAIMS if known[0] == name[:1].upper()]
+        near = get_close_matches(name.upper(), alike, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(CLAIMS)}, and all"
         raise UserError(f"no claim called {name!r}; {hint}")
     return CLAIMS[name.upper()]

@@ -6,6 +6,7 @@ claims share runs. It knows no model, scenario or reward.
 
 import hashlib
 import json
+import resource
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ from triptych.train.loop import read_evaluations
 from triptych.train.run_directory import RunDirectory
 
 Length = Literal["whole", "screen", "quick"]
-QUICK = dict(steps=2, prompts=2, group=2, learn_from=0, evaluate_tasks=6)
+QUICK = dict(steps=2, prompts=2, group=2, learn_from=0, batch=24, evaluate_tasks=6)
 OTHER_EXAMPLES = 1000
 """Added to the seeds of further supervised training: a starter has seen the examples of small seeds."""
 
@@ -96,7 +97,16 @@ class Experiment:
             "verdict": overall(one.verdict for one in findings),
             "findings": [asdict(one) for one in findings],
             "sizes": {measure.name: self._size(measure) for measure in self.claim.measures},
-            "arms": {name: self._told(arm, found[name]) for name, arm in self.arms.items()},
+            "arms": {
+                name: {
+                    "scores": {column: [mean(one) for one in each] for column, each in found[name].items()},
+                    "recipe": arm.recipe,
+                    "changed": {**arm.settings, **arm.draw},
+                    "config": asdict(self._recipe(arm, self.seeds[0]).config),
+                    "runs": [told(self.run(arm, seed)) for seed in self._seeds(arm) if arm.trained],
+                }
+                for name, arm in self.arms.items()
+            },
         }
 
     def scores(self, arm: Arm) -> dict[str, Scores]:
@@ -112,7 +122,9 @@ class Experiment:
         run = self.folder / f"{made.name}-{_digest(asdict(decides), *(r.name for r in rivals[:1]))}"
         if not (run / "summary.json").exists():
             if rivals and self.length != "quick":
-                made = with_settings(made, steps=steps_in(max(map(seconds_of, rivals)), made, run))
+                made = with_settings(
+                    made, steps=steps_in(max(told(each)["minutes"] for each in rivals), made, run)
+                )
             print(f"{self.claim.name}: {arm.name}, seed {seed}: {run}", flush=True)
             _train(made, run)
         return run
@@ -153,16 +165,6 @@ class Experiment:
             found |= {key: np.array(rows) for key, rows in json.loads(file.read_text()).items()}
         return found
 
-    def _told(self, arm: Arm, scores: Mapping[str, Scores]) -> dict[str, Any]:
-        runs = [self.run(arm, seed) for seed in self._seeds(arm) if arm.trained]
-        return {
-            "scores": {name: [mean(one) for one in column] for name, column in scores.items()},
-            "recipe": arm.recipe,
-            "changed": {**arm.settings, **arm.draw},
-            "config": asdict(self._recipe(arm, self.seeds[0]).config),
-            "runs": [_told(run) for run in runs],
-        }
-
 
 def _train(made: Recipe, run: Path) -> None:
     """Train to the end, from where an earlier process stopped; cost.json adds up what all of them took."""
@@ -171,37 +173,35 @@ def _train(made: Recipe, run: Path) -> None:
         train(made, run, resume=True)
     finally:
         if run.exists():
-            spent = json.loads((run / "cost.json").read_text()) if (run / "cost.json").exists() else 0.0
-            RunDirectory(run).write_json("cost.json", spent + time.process_time() - before)
+            earlier = json.loads((run / "cost.json").read_text()) if (run / "cost.json").exists() else [0, 0]
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            cost = [earlier[0] + time.process_time() - before, max(earlier[1], peak)]
+            RunDirectory(run).write_json("cost.json", cost)
     if not (run / "summary.json").exists():
         raise UserError(f"{run} was interrupted; the same command goes on from there")
 
 
-def steps_in(seconds: float, made: Recipe, run: Path) -> int:
+def steps_in(minutes: float, made: Recipe, run: Path) -> int:
     """How many steps of a recipe take so long, by a trial of eight; those of ``run`` if that has begun."""
     if (run / "config.json").exists():
         return int(json.loads((run / "config.json").read_text())["config"]["steps"])
     trial = train(with_settings(made, steps=8), run.with_name("trial"), overwrite=True)
     rows = (trial / "metrics.jsonl").read_text().splitlines()
-    return max(10, round(seconds / statistics.median(json.loads(row)["seconds"] for row in rows)))
+    return max(10, round(60 * minutes / statistics.median(json.loads(row)["seconds"] for row in rows)))
 
 
-def seconds_of(run: Path) -> float:
-    """Wall-clock seconds of a finished run's steps."""
-    summary = json.loads((run / "summary.json").read_text())
-    return float(summary.get("rl_seconds") or summary["train_seconds"])
-
-
-def _told(run: Path) -> dict[str, Any]:
+def told(run: Path) -> dict[str, Any]:
     """A finished run: steps, cost, and what its own evaluations told beside the score, before and after."""
-    about, cpu = (json.loads((run / name).read_text()) for name in ("config.json", "cost.json"))
+    files = ("config.json", "summary.json", "cost.json")
+    about, summary, (cpu, peak) = (json.loads((run / name).read_text()) for name in files)
     first, *_, last = (row.get("heldout", {}) for row in read_evaluations(run))
     return {
         "run": run.name,
         "seed": about["config"]["seed"],
         "steps": about["config"]["steps"],
-        "minutes": seconds_of(run) / 60,
+        "minutes": (summary.get("rl_seconds") or summary["train_seconds"]) / 60,
         "cpu_minutes": cpu / 60,
+        "peak_gib": peak,
         "heldout": {name: (first[name], last[name]) for name in first if name in last},
     }
 

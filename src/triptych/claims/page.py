@@ -1,9 +1,11 @@
 """What came of claims, for readers: a table for a terminal, a page with its numbers as JSON, the index."""
 
 import json
+import math
 import platform
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -45,12 +47,13 @@ def reproduce(
     evidence, missing = evidence if length == "whole" else folder, []
     for claim in claims:
         try:
-            result = Experiment(claim, folder, seeds, length).result()
+            experiment = Experiment(claim, folder, seeds, length)
         except UserError as error:
             if "all" not in names:
                 raise
             missing.append(str(error))
             continue
+        result = experiment.result()
         _show(f"{claim.name}: {LENGTHS[length]}{result['verdict']}", FOUND, _found(result))
         print(_publish(result, evidence))
     RunDirectory(evidence).write_text("index.md", "\n".join(_index(evidence)))
@@ -106,22 +109,28 @@ def _index(folder: Path) -> Iterator[str]:
 
 def _found(result: Result) -> list[list[str]]:
     """A row of FOUND for every comparison."""
-    rows = []
-    for one in result["findings"]:
-        value, low, high = (100 * x for x in one["effect"])
-        spread = "" if one["spread"] is None else f"{100 * one['spread']:.1f}"
-        rows.append([one["text"], f"{value:+.1f}", f"{low:+.1f} to {high:+.1f}", spread, one["verdict"]])
-    return rows
+    return [
+        [one["text"], _points(effect[:1]), _points(effect[1:], " to "), _points([one["spread"]], form=".1f"),
+         one["verdict"]]
+        for one in result["findings"] for effect in [one["effect"]]
+    ]  # fmt: skip
+
+
+def _points(values: Sequence[float | None], between: str = ", ", form: str = "+.1f") -> str:
+    """Shares as points, "-" where there is nothing to tell."""
+    told = [None if v is None or math.isnan(v) else format(100 * v, form) for v in values]
+    return "-" if None in told else between.join(map(str, told))
 
 
 def _page(result: Result) -> Iterator[str]:
     yield f"# {result['claim']}: {result['verdict']}\n"
     yield f"{LENGTHS[result['length']]}{result['text']}\n"
     yield f"`{result['command']}` on {result['date']}, {result['machine']}.\n"
-    each = [", ".join(f"{100 * v:+.1f}" for v, _, _ in one["seeds"]) for one in result["findings"]]
+    each = [_points([value for value, _, _ in one["seeds"]]) for one in result["findings"]]
     yield from _table((*FOUND, "each seed"), ([*row, s] for row, s in zip(_found(result), each, strict=True)))
+    seeds = ", ".join(map(str, result["seeds"]))
     sizes = ", ".join(f"{name} {n} tasks x {k}" for name, (n, k) in result["sizes"].items())
-    yield f"Means of every arm (held out, the same noise: {sizes}), of seeds {result['seeds']} in turn.\n"
+    yield f"Means of every arm (held out, the same noise: {sizes}), seeds {seeds} in turn.\n"
     arms: Mapping[str, Any] = result["arms"]
     columns = list(next(iter(arms.values()))["scores"])
     yield from _table(
@@ -135,8 +144,9 @@ def _page(result: Result) -> Iterator[str]:
 
 
 def _row(name: str, arm: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
+    changed = {k: v for k, v in arm["changed"].items() if not is_dataclass(v)}
     numbers = [str(run["seed"]), str(run["steps"]), f"{run['minutes']:.1f}", f"{run['cpu_minutes']:.1f}"]
-    return [name, arm["recipe"], _listed(arm["changed"]), *numbers, _listed(run["heldout"])]
+    return [name, arm["recipe"], _listed(changed), *numbers, _listed(run["heldout"])]
 
 
 def _listed(values: Mapping[str, Any]) -> str:
