@@ -3,12 +3,14 @@
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from triptych import cli, models
 from triptych.claims import measures, page
@@ -19,8 +21,10 @@ from triptych.errors import UserError
 from triptych.models import load
 from triptych.models.tiny import TinyUniRLZero, tiny_unirl_zero
 from triptych.recipes import SUMMARIES, find, shapes_world, unirl_zero
+from triptych.recipes.shapes_reasoning import picture_of
 from triptych.scenarios.base import RolloutSettings
-from triptych.trajectory import Denoising, Sampling
+from triptych.shapes.scenes import sample_scene
+from triptych.trajectory import Denoising, Sample, Sampling
 
 TINY = TinyUniRLZero(
     width=16, layers=1, heads=2, hidden=24, vision_width=16, vision_layers=1, queries=2, connector_layers=1,
@@ -215,6 +219,77 @@ def test_measures_are_paired_and_whole(measure: Measure, starters: Path) -> None
         assert (right != (first["repaired"] == first["repaired"])).all()
     if measure.name == "vague":
         assert (first["thought_words"] > 0).any()
+
+
+class Staged(Actor):
+    """Episodes that are told, and answers: what is right is drawn as asked, all else is a blank."""
+
+    def play(self, scenario: Any, tasks: Any) -> tuple[Sample, ...]:
+        samples = []
+        for task, row in zip([t for t in tasks for _ in range(self.drawings)], self.settings, strict=True):  # type: ignore[call-overload]
+            pictures, text = row
+            right = picture_of(sample_scene(task.metadata, np.random.default_rng(0)))
+            drawn = {n: right if ok else torch.full_like(right, 255) for n, ok in pictures.items()}
+            last = list(drawn.values())[-1]
+            samples.append(Sample(task=task, texts={"verdict": text}, pictures=drawn, completion=last))
+        return tuple(samples)
+
+
+def staged(*rows: tuple[dict[str, bool], str]) -> Any:
+    model: Any = None
+    settings: Any = rows
+    return Staged(model, settings, len(rows) // 2, 2)
+
+
+def test_reflection_tells_right_drawings_from_wrong_ones() -> None:
+    found = measures.REFLECTION.evaluate(
+        staged(
+            ({"first": True}, "right"),
+            ({"first": True, "second": False}, "wrong: add a ring"),
+            ({"first": False, "second": True}, "wrong: add a ring"),
+            ({"first": False}, "right"),
+            ({"first": False, "second": False}, "wrong: remove it"),
+            ({"first": True}, "no verdict"),
+        )
+    )
+    nan = math.nan
+    expected = {
+        "first": [1, 1, 0, 0, 0, 1],
+        "last": [1, 0, 1, 0, 0, 1],
+        "verdict_on_right": [1, 0, nan, nan, nan, 0],
+        "verdict_on_wrong": [nan, nan, 1, 0, 1, nan],
+        "repaired": [nan, nan, 1, 0, 0, nan],
+        "kept": [1, 0, nan, nan, nan, 1],
+    }
+    for name, scores in expected.items():
+        np.testing.assert_array_equal(found[name].ravel(), scores, name)
+
+
+def test_the_quiz_has_both_halves_of_the_imbalance(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = [True, False, True, False]
+
+    def read(model: Any, shown: Sequence[Any], settings: Any) -> list[str]:
+        tasks = [task for task in shapes_world.quizzed(shapes_world.test_tasks(2)) for _ in range(2)]
+        assert [question for _, question in shown] == [t.columns["question"] for t in tasks]
+        return [str(t.answer) if right else "nothing" for t, right in zip(tasks, said, strict=True)]
+
+    monkeypatch.setattr(measures, "read_answers", read)
+    found = measures.QUIZ.evaluate(staged(*[({"image": right}, "") for right in (True, True, False, False)]))
+    np.testing.assert_array_equal(found["generation"], [[1, 1], [0, 0]])
+    np.testing.assert_array_equal(found["right_but_misread"], [[0, 1], [math.nan] * 2])
+    np.testing.assert_array_equal(found["read_but_misdrawn"], [[0, math.nan], [1, math.nan]])
+
+
+def test_the_spread_is_of_hard_instructions_and_within_one() -> None:
+    n = 18  # in the first half one of two drawings is right, in the second both are
+    drawn = [True, False] * n + [True, True] * n
+    found = measures.EDITING.evaluate(staged(*[({"image": right}, "") for right in drawn]))
+    np.testing.assert_array_equal(found["edit"].ravel(), drawn)
+    hard = np.array([len(task.prompt.split()) >= measures.HARD for task in shapes_world.edit_tasks(2 * n)])
+    spread = found["reward_spread_of_hard"][:, 0]
+    np.testing.assert_array_equal(np.isfinite(spread), hard)
+    assert 0 < hard[:n].sum() < n and hard[n:].any()
+    assert (spread[:n][hard[:n]] > 0.05).all() and (spread[n:][hard[n:]] == 0).all()
 
 
 def _asked(claim: Any) -> Iterator[str]:

@@ -24,9 +24,7 @@ HALVES = ("right_but_misread", "read_but_misdrawn")
 def supervised(starter: str, rate: float) -> Arm:
     """Further supervised training of a starter for as long as "RL" takes: fresh warm-up, linear decay."""
     optimizer = OptimizerConfig(kind="muon", lr=rate, muon_lr=20 * rate, warmup=20, decay=0.5)
-    settings = dict(
-        optimizer=optimizer, read_first=0, evaluate_every=0, checkpoint_every=100, evaluate_tasks=6
-    )
+    settings = dict(optimizer=optimizer, read_first=0, evaluate_every=0, evaluate_tasks=6)
     start, recipe = f"starters/{starter}", f"starters.{starter}"
     return Arm(f"supervised {rate:g}", recipe, start, settings, time_of="RL")
 

@@ -122,9 +122,8 @@ class Experiment:
         run = self.folder / f"{made.name}-{_digest(asdict(decides), *(r.name for r in rivals[:1]))}"
         if not (run / "summary.json").exists():
             if rivals and self.length != "quick":
-                made = with_settings(
-                    made, steps=steps_in(max(told(each)["minutes"] for each in rivals), made, run)
-                )
+                minutes = max(told(rival)["minutes"] for rival in rivals)
+                made = with_settings(made, steps=steps_in(minutes, made, run))
             print(f"{self.claim.name}: {arm.name}, seed {seed}: {run}", flush=True)
             _train(made, run)
         return run

@@ -144,15 +144,10 @@ def _page(result: Result) -> Iterator[str]:
 
 
 def _row(name: str, arm: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
-    changed = {k: v for k, v in arm["changed"].items() if not is_dataclass(v)}
+    changed = [f"{key} {value}" for key, value in arm["changed"].items() if not is_dataclass(value)]
+    beside = [f"{key} {before:.3f} to {after:.3f}" for key, (before, after) in run["heldout"].items()]
     numbers = [str(run["seed"]), str(run["steps"]), f"{run['minutes']:.1f}", f"{run['cpu_minutes']:.1f}"]
-    return [name, arm["recipe"], _listed(changed), *numbers, _listed(run["heldout"])]
-
-
-def _listed(values: Mapping[str, Any]) -> str:
-    """Settings, or what a run's own evaluations told beside the score, before and after."""
-    pairs = {k: f"{v[0]:.3f} to {v[1]:.3f}" if isinstance(v, tuple | list) else v for k, v in values.items()}
-    return ", ".join(f"{name} {value}" for name, value in pairs.items())
+    return [name, arm["recipe"], ", ".join(changed), *numbers, ", ".join(beside)]
 
 
 def _means(column: str, values: Sequence[float]) -> str:
