@@ -194,7 +194,7 @@ def test_equal_time_takes_steps_of_a_trial(toys: Toys, run: Run, monkeypatch: py
         (Arm("RL", "unknown", "./starter"), "T1 cannot be run: no recipe called 'unknown'"),
         (
             Arm("RL", "rl", "starters/nobody"),
-            "T1 cannot be run: no starter called starters/nobody; there",
+            "T1 cannot be run: no starter called starters/nobody$",
         ),
     ],
 )

@@ -145,8 +145,11 @@ def test_all_runs_what_it_can_and_says_what_it_cannot(
             }  # fmt: skip
 
     monkeypatch.setattr(page, "Experiment", Known)
-    code, _, err = run("all")
-    assert code == 2 and "C1 cannot be run" in err and "U1 cannot be run" in err and "Z1" not in err
+    code, out, err = run("all")
+    assert code == 2 and err == (
+        "triptych: not run: C1, C2, C3, C4, U1, U2, U3, U4; see above what each of them lacks\n"
+    )
+    assert "C1 cannot be run: no " in out and "U4 cannot be run: no " in out
     rows = [line for line in Path("docs/evidence/index.md").read_text().splitlines() if "|" in line][2:]
     assert len(rows) == len(CLAIMS) == 14
     assert rows[0].startswith("| [Z1](Z1.md) | mixed | +10.0, - | 2.1, - | 20 | Text-to-image RL")

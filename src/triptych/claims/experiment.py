@@ -79,7 +79,7 @@ class Experiment:
                 if arm.start not in self.arms:
                     resolve(arm.start)
         except UserError as error:
-            raise UserError(f"{claim.name} cannot be run: {error}") from None
+            raise UserError(f"{claim.name} cannot be run: {str(error).split(';')[0]}") from None
 
     def result(self) -> dict[str, Any]:
         """What the page says; trains and measures first what is not there yet.

@@ -51,14 +51,15 @@ def reproduce(
         except UserError as error:
             if "all" not in names:
                 raise
-            missing.append(str(error))
+            missing.append(claim.name)
+            print(error)
             continue
         result = experiment.result()
         _show(f"{claim.name}: {LENGTHS[length]}{result['verdict']}", FOUND, _found(result))
         print(_publish(result, evidence))
     RunDirectory(evidence).write_text("index.md", "\n".join(_index(evidence)))
     if missing:
-        raise UserError("; ".join(missing))
+        raise UserError(f"not run: {', '.join(missing)}; see above what each of them lacks")
 
 
 def show_claims(evidence: Path) -> None:
