@@ -11,22 +11,20 @@
 
 Everything is scored alike: GenEval's official rule, 360 held-out prompts, four drawings each, with the
 same drawing seeds throughout. Differences are paired by prompt; their intervals are bootstrapped over
-prompts. Every finished part is kept in the folder and not run again, and the page is written after each:
-``docs/evidence/demo.json`` and ``demo.md``, for other models than Janus ``demo-NAME``.
+prompts. Runs and scores are kept in the folder as ``triptych reproduce`` keeps them; the page has the parts
+that are asked for: ``docs/evidence/demo.json`` and ``demo.md``, for other models than Janus ``demo-NAME``.
 
-    python benchmarks/demo_claim.py [--model janus|showo|unigen] [--folder runs/claim] [--seeds 0 1 2]
+    python benchmarks/demo_claim.py [--model janus|showo|unigen] [--folder runs/claims] [--seeds 0 1 2]
         [--parts rl sampling supervised estimators] [--estimator-seeds 0 1 2]
 """
 
 import argparse
 import json
 import platform
-import resource
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import date
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -34,17 +32,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from triptych.evals.geneval import Verdict
-from triptych.models import load
-from triptych.recipes import find, shapes_world
-from triptych.recipes.base import Recipe, train, with_settings
+from triptych.claims.catalogue import supervised
+from triptych.claims.experiment import Arm, Claim, Experiment, told
+from triptych.claims.measures import GENERATION
+from triptych.claims.verdicts import difference as paired
 from triptych.recipes.demo import DEMOS, demo
-from triptych.scenarios.base import RolloutSettings, play
-from triptych.scenarios.text_to_image import TextToImage
-from triptych.train.loop import read_evaluations
-from triptych.train.optimizer import OptimizerConfig
+from triptych.train.policy import PolicyConfig
 from triptych.train.run_directory import versions
-from triptych.trajectory import Sampling, Task
 
 PROMPTS, DRAWINGS = 360, 4
 TEMPERATURES, GUIDANCES = (1.0, 0.8, 0.6), (1.0, 1.5, 2.5)  # the first of both: the starter as it is
@@ -59,77 +53,12 @@ EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence"
 Row = dict[str, Any]
 
 
-def verdicts(model: str, tasks: Sequence[Task], draw: Sampling) -> list[Verdict]:
-    """The rule's verdicts on ``DRAWINGS`` drawings of every task."""
-    settings = RolloutSettings(draw=draw)
-    rollout = play(TextToImage(), load(model), tasks, settings, group=DRAWINGS, seed=0, step=0)
-    return [shapes_world.verdict(s.completion, s.task.metadata) for s in rollout.samples]
-
-
-@cache
-def drawn(model: str, draw: Sampling) -> list[float]:
-    """The share of right drawings of every test prompt."""
-    right = [v.correct for v in verdicts(model, shapes_world.test_tasks(PROMPTS), draw)]
-    return np.array(right, dtype=float).reshape(PROMPTS, DRAWINGS).mean(1).tolist()
-
-
-def reinforced(recipe: Recipe, run: Path) -> Row:
-    """One RL run: its score by prompt before and after, what no reward sees, and its cost."""
-    draw = recipe.config.rollout.draw
-    before = drawn(recipe.config.model, draw)
-    train(recipe, run, overwrite=True)
-    first, *_, last = read_evaluations(run)
-    summary = json.loads((run / "summary.json").read_text())
-    return {
-        "seed": recipe.config.seed,
-        "before": before,
-        "right": drawn(str(run), draw),
-        "unseen": {
-            name: (first["heldout"][name], last["heldout"][name])
-            for name in first["heldout"]
-            if name in last["heldout"]
-        },
-        "seconds": summary["rl_seconds"],
-        "steps": summary["steps"],
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-    }
-
-
-def supervised(model: str, folder: Path, rate: float, seconds: float) -> Row:
-    """Further supervised training of the starter for about ``seconds``."""
-    run = train(_more(model, rate, 8), folder / "trial", overwrite=True)
-    step = statistics.median(json.loads(row)["seconds"] for row in (run / "metrics.jsonl").open())
-    steps = max(10, round(seconds / step))
-    run = train(_more(model, rate, steps), folder / f"supervised-{rate:g}", overwrite=True)
-    taken = json.loads((run / "summary.json").read_text())["train_seconds"]
-    return {
-        "rate": rate,
-        "steps": steps,
-        "seconds": taken,
-        "right": drawn(str(run), DEMOS[model].rollout.draw),
-    }
-
-
-def _more(model: str, rate: float, steps: int) -> Recipe:
-    # Other examples than the starter saw: the seed differs. Nothing is published: `finish` is none.
-    base = find("unigen15.sft" if model == "unigen" else f"starters.{model}")
-    optimizer = OptimizerConfig(
-        kind="muon", lr=rate, muon_lr=20 * rate, warmup=min(20, steps // 2), decay=0.5
-    )
-    config = replace(
-        base.config, model=f"starters/{model}", steps=steps, optimizer=optimizer, seed=base.config.seed + 1,
-        read_first=0, evaluate_every=0, checkpoint_every=0, evaluate_tasks=6,
-    )  # fmt: skip
-    return replace(base, name="more", summary="further supervised training", config=config, finish=None)
-
-
 # -- the page ----------------------------------------------------------------------------------------
 def difference(after: list[float], before: list[float]) -> str:
     """Mean difference in points with its 95% interval, prompts resampled."""
-    gaps = 100 * (np.array(after) - np.array(before))
-    again = np.random.default_rng(0).integers(0, len(gaps), (10_000, len(gaps)))
-    low, high = np.quantile(gaps[again].mean(1), [0.025, 0.975])
-    return f"{gaps.mean():+.1f} ({low:+.1f} to {high:+.1f})"
+    sides = [(weight, [np.array(side)[None, :, None]]) for weight, side in ((100, after), (-100, before))]
+    value, low, high = paired(sides)
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def percent(right: list[float]) -> str:
@@ -244,112 +173,93 @@ def of_estimators(result: Row) -> list[str]:
 
 
 # -- the parts ---------------------------------------------------------------------------------------
-class Claim:
-    """The parts of one model's claim: each is made once, kept in ``folder``, and put on the page."""
+class Parts:
+    """The parts of one model's claim."""
 
-    def __init__(self, model: str, folder: Path | None) -> None:
-        self.model, self.recipe = model, demo(model)
-        self.folder = folder or Path("runs") / self.recipe.name.replace("demo", "claim")
-        own = self.recipe.config.rollout.draw.unmask
+    def __init__(self, model: str, folder: Path, seeds: Sequence[int]) -> None:
+        self.model, self.folder, self.seeds = model, folder, seeds
+        self.config = demo(model).config
+        assert isinstance(self.config, PolicyConfig)
+        own = self.config.rollout.draw.unmask
         self.own = next((n for n, change in ESTIMATORS.items() if replace(own, **change) == own), "own")
 
-    def kept(self, name: str, make: Callable[[], Row]) -> Row:
-        """The part ``name``, made if it is not there yet."""
-        file = self.folder / f"{name}.json"
-        if not file.exists():
-            result = make()
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(result))
-            print(file, f"{score(result):.1%}", flush=True)
-            self.publish()
-        found: Row = json.loads(file.read_text())
-        return found
+    def arm(self, name: str = "RL", trained: bool = True, draw: Row | None = None, **changed: Any) -> Arm:
+        settings = {k: v for k, v in vars(self.config).items() if k not in ("model", "seed")} | changed
+        return Arm(name, "demo", f"starters/{self.model}", settings, trained, draw or {})
 
-    def rl(self, seed: int) -> Row:
-        recipe = with_settings(self.recipe, seed=seed)
-        return self.kept(f"rl-{seed}", lambda: reinforced(recipe, self.folder / f"rl-{seed}"))
+    def experiment(self, arm: Arm, seeds: Sequence[int]) -> Experiment:
+        measure = replace(GENERATION, tasks=PROMPTS, drawings=DRAWINGS)
+        return Experiment(Claim("demo", "", [self.arm(), arm], [measure], []), self.folder, seeds)
+
+    def right(self, arm: Arm, seed: int) -> list[float]:
+        """The share of right drawings of every test prompt."""
+        scores = self.experiment(arm, [seed]).scores(arm)["generation"]
+        return [float(share) for share in scores.mean(axis=(0, 2))]
+
+    def rl(self, seed: int, name: str = "RL", **changed: Any) -> Row:
+        """One RL run: its score by prompt before and after, what no reward sees, and its cost."""
+        arm = self.arm(name, **changed)
+        run = told(self.experiment(arm, [seed]).run(arm, seed))
+        about = {"name": name, "seconds": 60 * run["minutes"], "unseen": run["heldout"]}
+        scores = {"before": self.right(replace(arm, trained=False), seed), "right": self.right(arm, seed)}
+        return {**about, **{key: run[key] for key in ("seed", "steps", "peak_gib")}, **scores}
 
     def sampling(self, temperature: float, guidance: float) -> Row:
         about = {"temperature": temperature, "guidance": guidance}
-        draw = replace(self.recipe.config.rollout.draw, **about)
-        name = f"sampling-{temperature}-{guidance}"
-        return self.kept(name, lambda: about | {"right": drawn(self.recipe.config.model, draw)})
+        return about | {"right": self.right(self.arm("sampling", False, about), 0)}
 
     def supervised(self, rate: float) -> Row:
-        seconds = max((run["seconds"] for run in self.read("rl-*")), default=0)
-        if not seconds:
-            raise SystemExit("supervised training takes as long as RL did: run the part rl first")
-        name = f"supervised-{rate:g}"
-        return self.kept(name, lambda: supervised(self.model, self.folder, rate, seconds))
+        arm = supervised(self.model, rate)
+        arm = replace(arm, settings={**arm.settings, "seed": 1})
+        experiment = self.experiment(arm, self.seeds)
+        run = told(experiment.run(arm, self.seeds[0]))
+        right = experiment.scores(arm)["generation"].mean(axis=(0, 2)).tolist()
+        return {"rate": rate, "steps": run["steps"], "seconds": 60 * run["minutes"], "right": right}
 
-    def estimator(self, name: str, seed: int) -> Row:
-        """A run of RL with an estimator; the demo's own are those of the part rl."""
-        if name == self.own:
-            return self.rl(seed)
-        rollout = self.recipe.config.rollout
-        unmask = replace(rollout.draw.unmask, **ESTIMATORS[name])
-        rollout = replace(rollout, draw=replace(rollout.draw, unmask=unmask))
-        recipe = with_settings(self.recipe, seed=seed, rollout=rollout)
-        run = f"estimator-{name}-{seed}"
-        return self.kept(run, lambda: {"name": name, **reinforced(recipe, self.folder / run)})
+    def estimators(self, seeds: Sequence[int]) -> list[Row]:
+        def row(name: str, seed: int) -> Row:
+            if name == self.own:
+                return {**self.rl(seed), "name": name}
+            rollout = self.config.rollout
+            unmask = replace(rollout.draw.unmask, **ESTIMATORS[name])
+            return self.rl(seed, name, rollout=replace(rollout, draw=replace(rollout.draw, unmask=unmask)))
 
-    def estimators(self, seeds: Sequence[int]) -> None:
-        found = {name: gain(self.estimator(name, seeds[0])) for name in [self.own, *ESTIMATORS]}
-        second = max((name for name in found if name != self.own), key=lambda name: found[name])
-        for seed, name in product(seeds[1:], (self.own, second)):
-            self.estimator(name, seed)
-
-    def read(self, pattern: str) -> list[Row]:
-        return [json.loads(file.read_text()) for file in sorted(self.folder.glob(f"{pattern}.json"))]
-
-    def publish(self) -> None:
-        """Write what is there so far."""
-        runs, sweep, others = (self.read(f"{part}-*") for part in ("rl", "sampling", "estimator"))
-        plain = [row["right"] for row in sweep if row["temperature"] == row["guidance"] == 1]
-        result = {
-            "model": self.model,
-            "date": date.today().isoformat(),
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-            "versions": versions(),
-            "recipe": asdict(self.recipe.config),
-            "own": self.own,
-            "before": next(iter([*(run["before"] for run in runs), *plain]), []),
-            "rl": runs,
-            "sampling": sweep,
-            "supervised": sorted(self.read("supervised-*"), key=lambda row: row["rate"]),
-            "estimators": [*({"name": self.own, **run} for run in runs if others), *others],
-        }
-        EVIDENCE.mkdir(parents=True, exist_ok=True)
-        file = EVIDENCE / self.recipe.name
-        file.with_suffix(".json").write_text(json.dumps(result, default=str))
-        file.with_suffix(".md").write_text(page(result))
+        first = {name: row(name, seeds[0]) for name in dict.fromkeys([self.own, *ESTIMATORS])}
+        second = max((name for name in first if name != self.own), key=lambda name: gain(first[name]))
+        rest = [row(name, seed) for seed, name in product(seeds[1:], (self.own, second))]
+        return sorted([*first.values(), *rest], key=lambda row: (row["name"] != self.own, row["name"]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=list(DEMOS), default="janus")
-    parser.add_argument("--folder", type=Path, help="default: runs/claim, or runs/claim-MODEL")
+    parser.add_argument("--folder", type=Path, default=Path("runs/claims"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--parts", nargs="+", default=["rl", "sampling", "supervised"])
-    parser.add_argument("--rates", type=float, nargs="+", default=list(LEARNING_RATES))
     parser.add_argument("--estimator-seeds", type=int, nargs="+", default=[0])
     asked = parser.parse_args(arguments)
-    claim = Claim(asked.model, asked.folder)
-    if "estimators" in asked.parts and asked.model == "janus":
+    parts, wanted = Parts(asked.model, asked.folder, asked.seeds), asked.parts
+    if "estimators" in wanted and asked.model == "janus":
         raise SystemExit("estimators are of masked tokens: Janus has one way to score")
-    if "rl" in asked.parts:
-        for seed in asked.seeds:
-            claim.rl(seed)
-    if "sampling" in asked.parts:
-        for temperature, guidance in product(TEMPERATURES, GUIDANCES):
-            claim.sampling(temperature, guidance)
-    if "supervised" in asked.parts:
-        for rate in asked.rates:
-            claim.supervised(rate)
-    if "estimators" in asked.parts:
-        claim.estimators(asked.estimator_seeds)
-    claim.publish()
-    print(EVIDENCE / f"{claim.recipe.name}.md")
+    settings = sorted(product(TEMPERATURES, GUIDANCES))
+    result = {
+        "model": asked.model,
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": versions(),
+        "recipe": asdict(parts.config),
+        "own": parts.own,
+        "before": parts.right(parts.arm(trained=False), 0),
+        "rl": [parts.rl(seed) for seed in asked.seeds if "rl" in wanted],
+        "sampling": [parts.sampling(*each) for each in settings if "sampling" in wanted],
+        "supervised": [parts.supervised(rate) for rate in LEARNING_RATES if "supervised" in wanted],
+        "estimators": parts.estimators(asked.estimator_seeds) if "estimators" in wanted else [],
+    }
+    EVIDENCE.mkdir(parents=True, exist_ok=True)
+    file = EVIDENCE / demo(asked.model).name
+    file.with_suffix(".json").write_text(json.dumps(result, default=str))
+    file.with_suffix(".md").write_text(page(result))
+    print(file.with_suffix(".md"))
 
 
 if __name__ == "__main__":

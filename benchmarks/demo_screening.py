@@ -14,11 +14,13 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from demo_claim import verdicts
-
+from triptych.claims.measures import Actor
+from triptych.models import load
 from triptych.recipes import shapes_world
 from triptych.recipes.base import train
 from triptych.recipes.demo import demo
+from triptych.scenarios.base import RolloutSettings
+from triptych.scenarios.text_to_image import TextToImage
 from triptych.trajectory import Sampling
 
 PROMPTS = 200
@@ -40,7 +42,9 @@ def changed(config: T, changes: dict[str, Any]) -> T:
 
 def score(model: str, draw: Sampling) -> tuple[float, float]:
     """Official and dense score on the screening prompts."""
-    found = verdicts(model, shapes_world.screening_tasks(PROMPTS), draw)
+    acts = Actor(load(model), RolloutSettings(draw=draw), PROMPTS, 4)
+    samples = acts.play(TextToImage(), shapes_world.screening_tasks(PROMPTS))
+    found = [shapes_world.verdict(s.pictures["image"], s.task.metadata) for s in samples]
     return statistics.mean(float(v.correct) for v in found), statistics.mean(v.score for v in found)
 
 

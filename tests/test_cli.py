@@ -77,8 +77,8 @@ TRAIN = "train demo --model tiny --steps 1 --prompts 2 --group 2 --evaluate-task
         ("trian", "no command 'trian'; did you mean train?"),
         (
             "xyzzy",
-            "no command 'xyzzy'; there are demo, train, eval, draw, edit, ask, quiz, serve-rewards, report,"
-            " doctor, recipes",
+            "no command 'xyzzy'; there are demo, train, eval, draw, edit, ask, quiz, serve-rewards,"
+            " reproduce, report, doctor, recipes",
         ),
         ("train", "which recipe? `triptych recipes` lists them"),
         ("train dmo", "no recipe called 'dmo'; did you mean demo?"),
@@ -330,6 +330,8 @@ def test_an_unknown_sink(run: Callable[[str], Ended]) -> None:
         "ask --help",
         "eval --help",
         "serve-rewards --help",
+        "reproduce --help",
+        "reproduce --list",
         "report --help",
         "doctor --help",
         "recipes",

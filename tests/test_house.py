@@ -21,6 +21,7 @@ FORBIDDEN = {
     "scenarios": {"train", "recipes", "cli", "shapes", "report"},
     "rewards": {"models", "train", "recipes", "cli", "shapes", "report"},
     "train": {"recipes", "cli", "shapes"},
+    "recipes": {"claims", "cli"},
     "report": {"models", "scenarios", "rewards", "train", "recipes", "cli", "shapes", "kernels", "learn"},
     "shapes": {"models", "scenarios", "train", "recipes", "cli"},
 }

@@ -410,6 +410,47 @@ class ServeRewards:
             serve({name: find_reward(name) for name in self.names}, at, token, limits)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reproduce:
+    """Test the papers' claims: triptych reproduce Z1 C2, or all.
+
+    What is finished is kept: the same command goes on where it was interrupted.
+    """
+
+    claims: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Which claims, or all."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Every arm is trained once with each."""
+    folder: Path = Path("runs/claims")
+    """Where the runs lie."""
+    evidence: Path | None = None
+    """Where the pages go (default: docs/evidence where that is, else evidence)."""
+    screen: bool = False
+    """One seed at half length; the page stays with the runs."""
+    quick: bool = False
+    """Two steps, a few tasks, which proves nothing; the page stays with the runs."""
+    list: bool = False
+    """Show what is claimed, and what came of it."""
+
+    def __call__(self) -> None:
+        if not self.claims and not self.list:
+            raise UserError("which claim? `triptych reproduce --list` shows them")
+        if self.screen and self.quick:
+            raise UserError("--screen and --quick are two lengths: choose one")
+        if len(set(self.seeds)) < max(1, len(self.seeds)):
+            raise UserError(f"--seeds must be numbers that differ, got {' '.join(map(str, self.seeds))}")
+
+        from triptych.claims import page
+
+        default = "docs/evidence" if Path("docs/evidence").is_dir() else "evidence"
+        evidence = self.evidence or Path(default)
+        if self.list:
+            page.show_claims(evidence)
+            return
+        length: Any = "screen" if self.screen else "quick" if self.quick else "whole"
+        page.reproduce(self.claims, self.folder, self.seeds, length, evidence)
+
+
 # -- looking ---------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
@@ -448,7 +489,7 @@ def list_recipes(arguments: Sequence[str]) -> None:
         print(f"{name:<{max(map(len, SUMMARIES))}} {summary}")
 
 
-Typed = Eval | Draw | Edit | Ask | Quiz | ServeRewards | Report
+Typed = Eval | Draw | Edit | Ask | Quiz | ServeRewards | Reproduce | Report
 COMMANDS: dict[str, Callable[[Sequence[str]], None] | type[Typed]] = {
     "demo": demo,
     "train": train,
@@ -458,6 +499,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None] | type[Typed]] = {
     "ask": Ask,
     "quiz": Quiz,
     "serve-rewards": ServeRewards,
+    "reproduce": Reproduce,
     "report": Report,
     "doctor": doctor,
     "recipes": list_recipes,

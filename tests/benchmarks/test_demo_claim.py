@@ -1,103 +1,96 @@
-"""The demo's claim: parts are made once, and the page is there after each of them."""
+"""The demo's claim: the published page is what its numbers say, and every part is asked for once."""
 
 import importlib.util
 import json
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
-from triptych.recipes.base import Recipe
-from triptych.trajectory import Sampling
+from triptych.claims.experiment import Arm, Claim
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "demo_claim.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks" / "demo_claim.py"
 
 
 @pytest.fixture
-def claim(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     """The script, which writes here; nothing is trained or drawn, what was asked for is in ``asked``."""
     spec = importlib.util.spec_from_file_location("demo_claim", SCRIPT)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    asked: list[Any] = []
+    asked: dict[str, list[Any]] = {"runs": [], "scores": []}
 
-    def drawn(model: str, draw: Sampling) -> list[float]:
-        asked.append(draw)
-        return [draw.temperature / 2, draw.guidance / 10]
+    class Stub:
+        def __init__(self, claim: Claim, folder: Path, seeds: list[int]) -> None:
+            self.claim, self.seeds = claim, seeds
 
-    def reinforced(recipe: Recipe, run: Path) -> dict[str, Any]:
-        asked.append(recipe)
-        unmask = recipe.config.rollout.draw.unmask  # type: ignore[attr-defined]
-        right = {"trajectory": 0.6, "random_mask": 0.3, "exact": 0.5}[unmask.estimator]
-        right += 0.05 * (unmask.order == "confidence")
-        about = {"seed": recipe.config.seed, "seconds": 30.0, "steps": 60, "peak_gib": 1.0}
-        return {**about, "before": [0.2, 0.4], "right": [right, right], "unseen": {"diversity": (0.2, 0.1)}}
+        def run(self, arm: Arm, seed: int) -> tuple[Arm, int]:
+            asked["runs"].append((arm, tuple(self.seeds)))
+            return arm, seed
 
-    def supervised(model: str, folder: Path, rate: float, seconds: float) -> dict[str, Any]:
-        asked.append((model, rate, seconds))
-        return {"rate": rate, "steps": 9, "seconds": 31.0, "right": [0.35, 0.45]}
+        def scores(self, arm: Arm) -> dict[str, Any]:
+            asked["scores"].append(arm)
+            right = 0.2 + 0.1 * arm.draw.get("guidance", 0)
+            if arm.trained:
+                unmask = arm.settings["rollout"].draw.unmask if "rollout" in arm.settings else None
+                right = (
+                    {"trajectory": 0.6, "random_mask": 0.3, "exact": 0.5}[unmask.estimator] if unmask else 0.4
+                )
+                right += 0.05 * (unmask is not None and unmask.order == "confidence")
+            return {"generation": np.full((1, 6, 4), right)}
 
-    for name, stand_in in {"drawn": drawn, "reinforced": reinforced, "supervised": supervised}.items():
-        monkeypatch.setattr(module, name, stand_in)
+    def told(run: tuple[Arm, int]) -> dict[str, Any]:
+        cost = {"minutes": 0.5, "cpu_minutes": 0.6, "peak_gib": 1.0}
+        return {"seed": run[1], "steps": 60, **cost, "heldout": {"diversity": (0.2, 0.1)}}
+
+    monkeypatch.setattr(module, "Experiment", Stub)
+    monkeypatch.setattr(module, "told", told)
     monkeypatch.setattr(module, "EVIDENCE", tmp_path / "evidence")
-    monkeypatch.chdir(tmp_path)
     module.asked = asked  # type: ignore[attr-defined]
     return module
 
 
-def test_every_part_is_made_once_and_published_at_once(claim: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    pages: list[str] = []
-    publish: Callable[[Any], None] = claim.Claim.publish
-
-    def remember(self: Any) -> None:
-        publish(self)
-        pages.append(Path("evidence/demo-showo.md").read_text())
-
-    monkeypatch.setattr(claim.Claim, "publish", remember)
-    with pytest.raises(SystemExit, match="run the part rl first"):
-        claim.main(["--model", "showo", "--parts", "supervised"])
-    parts = ["--model", "showo", "--seeds", "0", "1", "--parts", "rl", "sampling", "supervised", "estimators"]
-    claim.main([*parts, "--estimator-seeds", "0", "2"])
-    # rl 0 and 1, nine settings, three rates, three more estimators, then seed 2 for own and runner-up
-    assert len(claim.asked) == 2 + 9 + 3 + 3 + 2 and len(pages) == len(claim.asked) + 1
-    assert "| RL, seed 0 | 60.0% |" in pages[0] and "seed 1" not in pages[0] and "temperature" not in pages[0]
-    assert [recipe.config.seed for recipe in claim.asked[-2:]] == [2, 2]
-    last = [recipe.config.rollout.draw.unmask for recipe in claim.asked[-2:]]
-    assert [(u.estimator, u.order) for u in last] == [("trajectory", "random"), ("exact", "confidence")]
-    assert {(u.steps, u.trained) for u in last} == {(8, 4)}, "else as the demo"
-    draws = [x for x in claim.asked if isinstance(x, Sampling)]
-    assert len({(d.temperature, d.guidance) for d in draws}) == 9 and {d.unmask.steps for d in draws} == {8}
-    assert [x for x in claim.asked if isinstance(x, tuple)] == [
-        ("showo", r, 30.0) for r in (1e-4, 3e-4, 1e-3)
-    ]
-
-    page = pages[-1]
-    assert "| exact-confidence | 2 | 30.0% | 55.0% | +25.0 (" in page and "| 0.50 |" in page
-    assert "starter at temperature 1.0, guidance 2.5: best of 9 settings | 37.5%" in page
-    assert "RL's mean gain is +30.0 points" in page and "| diversity | 0.200 | 0.100 |" in page
-    result = json.loads(Path("evidence/demo-showo.json").read_text())
-    assert result["before"] == [0.2, 0.4] and len(result["estimators"]) == 3 + 4
-
-    claim.asked.clear()
-    claim.main([*parts, "--estimator-seeds", "0", "2"])
-    assert not claim.asked and not Path("evidence/demo.md").exists()
+def test_the_published_page_is_what_its_numbers_say(script: Any) -> None:
+    published = ROOT / "docs" / "evidence" / "demo"
+    result = json.loads(published.with_suffix(".json").read_text())
+    same = script.page(result) == published.with_suffix(".md").read_text()
+    assert same, "the page and its JSON differ"
 
 
-def test_janus_keeps_its_page_and_has_one_way_to_score(claim: Any) -> None:
-    claim.main(["--parts", "sampling"])
-    assert Path("evidence/demo.md").exists() and len(list(Path("runs/claim").glob("sampling-*.json"))) == 9
+def test_the_parts_of_a_masked_model(script: Any, tmp_path: Path) -> None:
+    parts = ["--parts", "rl", "sampling", "supervised", "estimators"]
+    script.main(["--model", "showo", "--seeds", "0", "1", *parts, "--estimator-seeds", "0", "2"])
+    runs, scores = script.asked["runs"], script.asked["scores"]
+    assert {arm.start for arm, _ in runs} == {"starters/showo"}
+    policies = [(arm.name, seeds) for arm, seeds in runs if arm.recipe == "demo"]
+    assert policies[:2] == [("RL", (0,)), ("RL", (1,))]
+    assert [name for name, _ in policies[2:]] == ["RL", "random_mask", "exact", "exact-confidence", "RL",
+                                                  "exact-confidence"]  # fmt: skip
+    assert [seeds for _, seeds in policies[2:]] == [(0,)] * 4 + [(2,)] * 2, "own and runner-up again"
+    unmasks = [arm.settings["rollout"].draw.unmask for arm, _ in runs if arm.recipe == "demo"]
+    assert {(u.steps, u.trained) for u in unmasks} == {(8, 4)}, "else as the demo"
+    more = [(arm, seeds) for arm, seeds in runs if arm.recipe == "starters.showo"]
+    assert [arm.settings["optimizer"].lr for arm, _ in more] == [1e-4, 3e-4, 1e-3]
+    assert {(arm.time_of, seeds, arm.settings["seed"]) for arm, seeds in more} == {("RL", (0, 1), 1)}
+    drawn = {(arm.draw["temperature"], arm.draw["guidance"]) for arm in scores if arm.draw}
+    assert len(drawn) == 9 and not any(arm.trained for arm in scores if arm.draw)
+
+    page = (tmp_path / "evidence" / "demo-showo.md").read_text()
+    assert "| RL, seed 0 | 60.0% | +40.0 (+40.0 to +40.0) | 30 |" in page
+    assert "| exact-confidence | 2 | 20.0% | 55.0% | +35.0 (" in page and "| 0.50 |" in page
+    assert "guidance 2.5: best of 9 settings | 45.0%" in page and "best of 3 learning rates | 40.0%" in page
+    assert "RL's mean gain is +40.0 points" in page and "| diversity | 0.200 | 0.100 |" in page
+    result = json.loads((tmp_path / "evidence" / "demo-showo.json").read_text())
+    assert result["before"] == [0.2] * 6 and len(result["estimators"]) == 6
+
+
+def test_janus_has_one_way_to_score(script: Any, tmp_path: Path) -> None:
+    script.main(["--parts", "sampling"])
+    assert len(script.asked["scores"]) == 1 + 9 and not script.asked["runs"]
+    assert (tmp_path / "evidence" / "demo.md").exists()
     with pytest.raises(SystemExit, match="estimators are of masked tokens"):
-        claim.main(["--parts", "estimators"])
-    more = claim._more("unigen", 1e-3, 100)
-    assert more.config.model == "starters/unigen" and more.finish is None and more.config.edit_share > 0
-    assert more.config.read_first == 0, "it draws from its first step on"
-
-
-def test_supervised_training_goes_on_with_examples_that_the_starter_has_not_seen(claim: Any) -> None:
-    more = {model: claim._more(model, 1e-3, 8).config for model in ("janus", "showo", "unigen")}
-    assert {model: c.seed for model, c in more.items()} == {"janus": 1, "showo": 1, "unigen": 2}
-    assert all(c.model == f"starters/{model}" and c.read_first == 0 for model, c in more.items())
-    assert more["unigen"].edit_share == 0.38
+        script.main(["--parts", "estimators"])

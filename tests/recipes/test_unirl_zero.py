@@ -48,6 +48,7 @@ TOLD = {
     "text": {"format"},
     "multimodal": {"format"},
     "t2i": set(),
+    "vague": set(),
     "cycle": {"cycle", "preservation"},
     "cot": {"format"},
     "reflection": {"first"},
@@ -123,7 +124,7 @@ def stepped(made: Recipe, folder: Path) -> tuple[dict[str, Any], set[str], dict[
     return row, moved, dict(parts.evaluate(model, 1).summary)
 
 
-@pytest.mark.parametrize("name", [*SIX, "t2i.nft"])
+@pytest.mark.parametrize("name", [*SIX, "t2i.nft", "vague"])
 def test_on_a_starter(name: str, starter: Path, tmp_path: Path) -> None:
     made = small(f"unirl_zero.{name}", starter)
     row, moved, told = stepped(made, tmp_path)

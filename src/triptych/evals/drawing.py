@@ -3,7 +3,7 @@
 Knows tasks, a scenario and a judge of pictures; which detector stands behind the judge is the caller's.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -116,17 +116,6 @@ def diversity(
     pictures = torch.stack([s.completion for s in rollout.samples if isinstance(s.completion, torch.Tensor)])
     sets = pictures.float().div(255).view(len(tasks), samples, -1)
     return float(torch.stack([torch.pdist(group, p=1).mean() for group in sets]).mean() / sets.shape[-1])
-
-
-def read_accuracy(
-    model: UnifiedModel,
-    questions: Sequence[tuple[Picture, str]],
-    is_right: Callable[[int, str], bool],
-    settings: RolloutSettings,
-) -> float:
-    """Share of questions about pictures that the model answers right, read greedily."""
-    answers = read_answers(model, questions, settings)
-    return sum(is_right(i, answer) for i, answer in enumerate(answers)) / len(questions)
 
 
 def read_answers(

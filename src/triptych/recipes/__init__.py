@@ -41,6 +41,7 @@ SUMMARIES = {
     "unigen15.rl": "its fourth stage: RL on drawings and edits",
     "starters.unirl_zero": "train the UniRL-Zero starter from nothing",
     **{f"unirl_zero.{name}": f"RL on a starter: {what}" for name, what in _SIX.items()},
+    "unirl_zero.vague": "RL on a starter: draw vague prompts",
     "unirl_zero.t2i.nft": "the same as unirl_zero.t2i by DiffusionNFT",
     **{f"public.unirl_zero.{name}": f"RL on public weights: {what}" for name, what in _SIX.items()},
     **{f"public.unirl_zero.{name}.lora": "the same with LoRA adapters" for name in _SIX},

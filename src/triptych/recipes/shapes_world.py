@@ -15,7 +15,7 @@ from torch import Tensor
 
 from triptych.errors import UserError
 from triptych.evals.collusion import Shares, self_quiz
-from triptych.evals.drawing import diversity, evaluate_drawing, read_accuracy
+from triptych.evals.drawing import diversity, evaluate_drawing, read_answers
 from triptych.evals.editing import Grades, grade, summarise_edits
 from triptych.evals.evaluation import Evaluation
 from triptych.evals.geneval import Metadata, Verdict, judge
@@ -355,7 +355,7 @@ def evaluation(
         quizzes: dict[str, Shares] = {}
         if "read" in model.can:
             asked = min(questions, tasks)
-            heldout["understanding"] = understanding(model, settings, asked)
+            heldout["understanding"] = sum(understood(model, settings, asked)) / asked
             every = range(0, len(drawn), -(-len(drawn) // quiz))
             found_quiz = self_quiz(
                 model,
@@ -376,16 +376,17 @@ def evaluation(
     return evaluate
 
 
-def understanding(model: UnifiedModel, settings: RolloutSettings, n: int = 300) -> float:
-    """Share of ``n`` questions about rendered held-out scenes answered right, six kinds evenly."""
+def understood(model: UnifiedModel, settings: RolloutSettings, n: int = 300) -> list[bool]:
+    """Which of ``n`` questions about rendered held-out scenes are answered right, read greedily.
+
+    The six kinds come in turn.
+    """
     asked = test_questions(n)
-    pairs = [(picture_of(scene), question) for scene, question, _, _ in asked]
-
-    def is_right(i: int, answer: str) -> bool:
-        scene, _, _, tag = asked[i]
-        return answer_matches(answer, {"tag": tag}, scene)
-
-    return read_accuracy(model, pairs, is_right, settings)
+    answers = read_answers(model, [(picture_of(scene), text) for scene, text, _, _ in asked], settings)
+    return [
+        answer_matches(answer, {"tag": tag}, scene)
+        for (scene, _, _, tag), answer in zip(asked, answers, strict=True)
+    ]
 
 
 def answered_right(task: Task, picture: Picture, answer: str) -> bool:

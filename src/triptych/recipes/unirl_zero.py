@@ -179,6 +179,13 @@ EPISODES = {
         public=ThoughtConfig(**vars(PUBLIC) | {"rewards": THOUGHT}),
         adapted=(*LM_LAYERS, *DM_LAYERS),
     ),
+    "vague": Episode(  # not the paper's: what thinking before drawing is compared with
+        scenario=lambda config: TextToImage(),
+        tasks=shapes_reasoning.vague_tasks,
+        starter=DRAWN,
+        public=TO_DRAW,
+        adapted=DM_LAYERS,
+    ),
     "reflection": Episode(
         scenario=lambda config: Reflection(config.question, config.turns),
         tasks=_drawing_tasks,

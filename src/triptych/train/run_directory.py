@@ -56,9 +56,10 @@ class RunDirectory:
     def write_json(self, name: str, value: Any) -> None:
         """Replace a file in one move, so a reader never sees half of it."""
         if self.writes:
-            self._replace(name, json.dumps(value, indent=1, default=str))
+            self.write_text(name, json.dumps(value, indent=1, default=str))
 
-    def _replace(self, name: str, text: str) -> None:
+    def write_text(self, name: str, text: str) -> None:
+        """The same for text."""
         beside = self.path / f".{name}.part"
         with _writing(self.path / name):
             beside.write_text(text)
@@ -85,7 +86,7 @@ class RunDirectory:
             path = self.path / name
             if path.exists():
                 kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-                self._replace(name, "".join(line + "\n" for line in kept))
+                self.write_text(name, "".join(line + "\n" for line in kept))
 
     def save_samples(self, name: str, pictures: Sequence[Picture], rows: Sequence[Mapping[str, Any]]) -> None:
         """Write pictures as PNG with one JSON line each, under ``samples/NAME``."""

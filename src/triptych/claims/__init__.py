@@ -1,0 +1,1 @@
+"""The papers' claims, tested on the starters: data, runs, measures, verdicts, pages."""
