@@ -286,7 +286,8 @@ def test_the_spread_is_of_hard_instructions_and_within_one() -> None:
     drawn = [True, False] * n + [True, True] * n
     found = measures.EDITING.evaluate(staged(*[({"image": right}, "") for right in drawn]))
     np.testing.assert_array_equal(found["edit"].ravel(), drawn)
-    assert found["edit_overall"].ravel()[drawn].min() > found["edit_overall"].ravel()[~np.array(drawn)].max()
+    pairs = found["edit_overall"][:n]  # those who removed it all did what "remove" asks, and kept nothing
+    assert (pairs[:, 0] >= pairs[:, 1]).all() and (pairs[:, 0] - pairs[:, 1]).mean() > 0.3
     hard = np.array([len(task.prompt.split()) >= measures.HARD for task in shapes_world.edit_tasks(2 * n)])
     spread = found["reward_spread_of_hard"][:, 0]
     np.testing.assert_array_equal(np.isfinite(spread), hard)
