@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,9 @@ from triptych.models.tiny import TinyJanus, TinyShowo, tiny_janus
 from triptych.recipes import SUMMARIES, find, recipes, shapes_world
 from triptych.recipes.base import Recipe, train, with_settings
 from triptych.recipes.demo import demo
+from triptych.recipes.shapes_reasoning import picture_of
+from triptych.shapes.prompts import parse
+from triptych.shapes.scenes import sample_scene
 from triptych.train.optimizer import OptimizerConfig
 from triptych.train.progress import Progress
 
@@ -68,6 +72,7 @@ def test_demo(tmp_path: Path, few_scenes: None) -> None:
     assert found["metrics"]["episodes"] == 9 and found["metrics"]["ratio_error"] <= 1e-5
     assert found["n_prompts"] == 6
     assert set(found["heldout_after"]) == {
+        "exact",
         "diversity",
         "background_drift",
         "understanding",
@@ -188,3 +193,22 @@ def test_settings_that_fit_nothing_are_refused(tmp_path: Path) -> None:
     made = with_settings(find("janus"), tasks=str(tmp_path / "none.jsonl"))
     with pytest.raises(UserError, match="no such file"):
         made.build(made.config)
+
+
+def test_exact_is_what_was_asked_and_nothing_else() -> None:
+    """GenEval's rule lets more be there than a prompt names: drawing twice as much can be right."""
+    prompt = "a photo of a red square and a blue ring"
+    asked = parse(prompt)
+    scene = sample_scene(asked, np.random.default_rng(0))
+    more = replace(scene.shapes[0], kind="circle", x=0, y=0, size=8)
+    free = [
+        replace(more, x=x, y=y)
+        for x in range(0, 25, 4)
+        for y in range(0, 25, 4)
+        if all(abs(x - s.x) > 13 or abs(y - s.y) > 13 for s in scene.shapes)
+    ]
+    drawn, crowded = (picture_of(replace(scene, shapes=(*scene.shapes, *free[:n]))) for n in (0, 1))
+    rule = {"include": asked["include"]}  # as GenEval's two_object prompts have it
+    assert shapes_world.verdict(drawn, rule).correct and shapes_world.image_text(drawn, prompt) == 1
+    score = shapes_world.image_text(crowded, prompt)
+    assert shapes_world.verdict(crowded, rule).correct and score is not None and score < 1

@@ -335,11 +335,12 @@ def evaluation(
 ) -> Callable[[UnifiedModel, int], Evaluation]:
     """Held-out drawings by the official rule, and what no reward sees.
 
-    ``heldout``: "understanding" (answers about rendered held-out scenes, ``questions`` of them but never more
-    than ``tasks``), "edit" (held-out edits, as many as ``edits`` but never more than ``tasks``, right by the
-    official rule) and "edit_overall" (the categories' mean grades, 1 to 5), "diversity" (of drawings of one
-    prompt), "background_drift" (mean distance of drawings' backgrounds from the world's). Of at most ``quiz``
-    drawings, evenly chosen, "right_but_misread" and "read_but_misdrawn"
+    ``heldout``: "exact" (drawings of all that was asked and nothing else: the rule lets more be there than
+    most prompts name), "understanding" (answers about rendered held-out scenes, ``questions`` of them but
+    never more than ``tasks``), "edit" (held-out edits, as many as ``edits`` but never more than ``tasks``,
+    right by the official rule) and "edit_overall" (the categories' mean grades, 1 to 5), "diversity" (of
+    drawings of one prompt), "background_drift" (mean distance of drawings' backgrounds from the world's). Of
+    at most ``quiz`` drawings, evenly chosen, "right_but_misread" and "read_but_misdrawn"
     (:func:`triptych.evals.imbalance.imbalance`) and "shuffled_answers"
     (:func:`triptych.evals.collusion.self_quiz`), each absent where there is nothing to take a share of; the
     summary's ``quiz`` has their intervals. With ``screening`` it draws :func:`screening_tasks`: settings are
@@ -351,7 +352,12 @@ def evaluation(
         found = evaluate_drawing(model, TextToImage(), drawn, verdict, settings)
         spread = diversity(model, TextToImage(), drawn[:: max(1, tasks // 32)], settings)
         drift = [background_drift(p.numpy()) for p in found.pictures]
-        heldout = {"diversity": spread, "background_drift": float(np.mean(drift))}
+        exact = [image_text(p, task.prompt) == 1 for p, task in zip(found.pictures, drawn, strict=True)]
+        heldout = {
+            "exact": float(np.mean(exact)),
+            "diversity": spread,
+            "background_drift": float(np.mean(drift)),
+        }
         quizzes: dict[str, Shares] = {}
         if "read" in model.can:
             asked = min(questions, tasks)

@@ -21,6 +21,7 @@ from triptych.report.read import Row, RunFiles, Values, column, number_or_none, 
 from triptych.report.wording import duration, number, percent
 
 MEANINGS = {
+    "exact": "share of drawings that show what was asked and nothing else",
     "right_but_misread": "share of right drawings that the model itself answers wrongly about",
     "read_but_misdrawn": "share of its right answers that are about wrong drawings",
     "shuffled_answers": "share of answers that still fit when drawings are shuffled: given without looking",
