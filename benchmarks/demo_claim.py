@@ -36,6 +36,7 @@ from triptych.claims.catalogue import supervised
 from triptych.claims.experiment import Arm, Claim, Experiment, told
 from triptych.claims.measures import GENERATION
 from triptych.claims.verdicts import difference as paired
+from triptych.recipes import find
 from triptych.recipes.demo import DEMOS, demo
 from triptych.train.policy import PolicyConfig
 from triptych.train.run_directory import versions
@@ -210,7 +211,7 @@ class Parts:
 
     def supervised(self, rate: float) -> Row:
         arm = supervised(self.model, rate)
-        arm = replace(arm, settings={**arm.settings, "seed": 1})
+        arm = replace(arm, settings={**arm.settings, "seed": find(arm.recipe).config.seed + 1})
         experiment = self.experiment(arm, self.seeds)
         run = told(experiment.run(arm, self.seeds[0]))
         right = experiment.scores(arm)["generation"].mean(axis=(0, 2)).tolist()

@@ -68,8 +68,10 @@ def right(sample: Sample, drawing: str = "") -> bool:
 
 
 def _generation(by: Actor) -> Columns:
+    """Right by the official rule, and "exact": with nothing else on it."""
     samples = by.play(TextToImage(), shapes_world.test_tasks(by.tasks))
-    return {"generation": by.column(map(right, samples))}
+    exact = [score == 1 for score in shapes_world.shared(samples)]
+    return {"generation": by.column(map(right, samples)), "exact": by.column(exact)}
 
 
 def _quiz(by: Actor) -> Columns:
