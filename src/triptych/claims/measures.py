@@ -70,8 +70,7 @@ def right(sample: Sample, drawing: str = "") -> bool:
 def _generation(by: Actor) -> Columns:
     """Right by the official rule, and "exact": with nothing else on it."""
     samples = by.play(TextToImage(), shapes_world.test_tasks(by.tasks))
-    exact = [score == 1 for score in shapes_world.shared(samples)]
-    return {"generation": by.column(map(right, samples)), "exact": by.column(exact)}
+    return {"generation": by.column(map(right, samples)), "exact": by.column(shapes_world.exact(samples))}
 
 
 def _quiz(by: Actor) -> Columns:

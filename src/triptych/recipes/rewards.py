@@ -33,6 +33,7 @@ WORLD: dict[str, Callable[[], RewardFunction]] = {
     "background": lambda: FunctionReward("background", shapes_world.clean_background),
     "preservation": PreservationReward,
     "shared": lambda: FunctionReward("shared", shapes_world.shared),
+    "exact": lambda: FunctionReward("exact", shapes_world.exact),
     "answer": lambda: FunctionReward("answer", shapes_reasoning.right_answers),
     "format": FormatReward,
     "length": lambda: LengthReward(longest=64, cache=16),

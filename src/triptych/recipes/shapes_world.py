@@ -112,6 +112,11 @@ def shared(samples: Sequence[Sample]) -> list[float | None]:
     return [image_text(drawing, text) if isinstance(drawing, Tensor) else None for drawing, text in drawn]
 
 
+def exact(samples: Sequence[Sample]) -> list[float | None]:
+    """1 where a drawing shows all that its text says and nothing else, 0 where it does not."""
+    return [None if score is None else float(score == 1) for score in shared(samples)]
+
+
 def by_rule(samples: Sequence[Sample], dense: bool = True) -> list[float | None]:
     """:func:`verdict` by each task's metadata, dense or 0 and 1; None without ``include`` or a drawing."""
     found = [
@@ -352,9 +357,9 @@ def evaluation(
         found = evaluate_drawing(model, TextToImage(), drawn, verdict, settings)
         spread = diversity(model, TextToImage(), drawn[:: max(1, tasks // 32)], settings)
         drift = [background_drift(p.numpy()) for p in found.pictures]
-        exact = [image_text(p, task.prompt) == 1 for p, task in zip(found.pictures, drawn, strict=True)]
+        scores = [image_text(p, task.prompt) for p, task in zip(found.pictures, drawn, strict=True)]
         heldout = {
-            "exact": float(np.mean(exact)),
+            "exact": float(np.mean([score == 1 for score in scores])),
             "diversity": spread,
             "background_drift": float(np.mean(drift)),
         }
