@@ -59,6 +59,21 @@ DEMOS = {
     "unirl_zero": DENOISED,
 }
 """The demo's settings for each starter, and for models of its family."""
+PUBLIC_JANUS = PolicyConfig(
+    model="deepseek-community/Janus-Pro-1B",
+    tasks="prompts.jsonl",
+    steps=1000,
+    prompts=8,
+    group=8,
+    micro_batch=4,
+    gradient_checkpointing=True,
+    rollout=RolloutSettings(draw=Sampling(guidance=5.0), batch=32),
+    loss=PolicyLossConfig(kl_coef=0.01),
+    optimizer=OptimizerConfig(lr=1e-6, warmup=20),
+    ratio_tolerance=1e-3,
+    reference_offload=True,
+    evaluate_tasks=100,
+)
 
 
 def demo(model: str = "janus") -> Recipe:
@@ -111,25 +126,10 @@ def janus() -> Recipe:
     (k3), guidance 5 inside the policy. Name the prompts and the reward: ``--tasks my.jsonl --rewards
     my_reward.py:score 1``.
     """
-    config = PolicyConfig(
-        model="deepseek-community/Janus-Pro-1B",
-        tasks="prompts.jsonl",
-        steps=1000,
-        prompts=8,
-        group=8,
-        micro_batch=4,
-        gradient_checkpointing=True,
-        rollout=RolloutSettings(draw=Sampling(guidance=5.0), batch=32),
-        loss=PolicyLossConfig(kl_coef=0.01),
-        optimizer=OptimizerConfig(lr=1e-6, warmup=20),
-        ratio_tolerance=1e-3,
-        reference_offload=True,
-        evaluate_tasks=100,
-    )
     return Recipe(
         name="janus",
         summary=SUMMARIES["janus"],
-        config=config,
+        config=PUBLIC_JANUS,
         build=build_from_file,
     )
 
@@ -138,7 +138,7 @@ def janus_lora() -> Recipe:
     """As :func:`janus`, with adapters on the language model instead of all weights: fits a smaller GPU."""
     recipe = janus()
     config = replace(
-        recipe.config,
+        PUBLIC_JANUS,
         lora=LoraSettings(rank=32, alpha=64),
         optimizer=OptimizerConfig(lr=1e-5, warmup=20),
     )

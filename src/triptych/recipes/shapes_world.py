@@ -44,6 +44,7 @@ from triptych.shapes.prompts import (
 from triptych.shapes.questions import answer_matches, test_questions, train_question
 from triptych.shapes.scenes import BACKGROUNDS, sample_scene
 from triptych.shapes.verifier import background, background_drift, detect, quality
+from triptych.train.examples import HIDDEN
 from triptych.trajectory import NoiseKey, Picture, Prompt, Sample, Task
 
 if TYPE_CHECKING:
@@ -61,8 +62,6 @@ RL_WEIGHTS = {
 """How often reinforcement learning sees each tag: those that a starter has still to learn, most."""
 UNSEEN = ("right_but_misread", "read_but_misdrawn", "shuffled_answers")
 """What of a self-quiz no reward sees."""
-UNCONDITIONAL = 0.1
-"""Share of drawing examples whose prompt is dropped, for guidance."""
 READ_FIRST = 0.6
 """Share of questions at first: with few of them a small model goes on answering without looking."""
 
@@ -233,7 +232,7 @@ def _more(kind: str, n: int, seed: int, step: int) -> list[Example]:
         replace(EXAMPLES[kind](rng), key=key, time=time)
         for key, time in _spread(n, seed, step, kind, stream + 1)
     ]
-    hidden = [isinstance(e.target, Tensor) and bool(rng.random() < UNCONDITIONAL) for e in made]
+    hidden = [isinstance(e.target, Tensor) and bool(rng.random() < HIDDEN) for e in made]
     return [replace(e, unconditional=hide) for e, hide in zip(made, hidden, strict=True)]
 
 
@@ -248,7 +247,7 @@ def _draw(rng: np.random.Generator, key: NoiseKey, time: float) -> Example:
     return Example(
         prompt=Prompt.of(str(metadata["prompt"])),
         target=picture_of(sample_scene(metadata, rng)),
-        unconditional=bool(rng.random() < UNCONDITIONAL),
+        unconditional=bool(rng.random() < HIDDEN),
         key=key,
         time=time,
     )
@@ -259,7 +258,7 @@ def _edit(rng: np.random.Generator, key: NoiseKey, time: float) -> Example:
     return Example(
         prompt=Prompt.of(picture_of(edit.source), str(edit.metadata["prompt"])),
         target=picture_of(edit.target),
-        unconditional=bool(rng.random() < UNCONDITIONAL),
+        unconditional=bool(rng.random() < HIDDEN),
         key=key,
         time=time,
     )

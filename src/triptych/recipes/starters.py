@@ -250,8 +250,8 @@ def _row(*cells: object) -> str:
 def _made(run: Path) -> str:
     """One run of the chain: command, seed, steps, minutes."""
     about = json.loads((run / "config.json").read_text())
-    config, seconds = about["config"], json.loads((run / "summary.json").read_text())["train_seconds"]
+    config, summary = about["config"], json.loads((run / "summary.json").read_text())
     return (
-        f"- `triptych train {about['recipe']}`: seed {config['seed']}, {config['steps']} steps of"
-        f" {config['batch']} examples, {seconds / 60:.0f} minutes"
+        f"- `triptych train {about['recipe']}`: seed {config['seed']}, {summary['steps']} steps of"
+        f" {config['batch']} examples, {summary['train_seconds'] / 60:.0f} minutes"
     )

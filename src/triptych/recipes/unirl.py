@@ -60,19 +60,11 @@ def _starter(model: str) -> dict[str, PolicyConfig]:
 STARTERS = {model: _starter(model) for model in ("showo", "janus")}
 
 # -- on public weights: the paper's settings, where it has any -------------------------------------
-PUBLIC_JANUS = PolicyConfig(
-    model="deepseek-community/Janus-Pro-1B",
+PUBLIC_JANUS = replace(
+    demo.PUBLIC_JANUS,
     tasks="quiz.jsonl",
-    steps=1000,
-    prompts=8,
-    group=8,
-    micro_batch=4,
-    gradient_checkpointing=True,
-    rollout=RolloutSettings(draw=Sampling(guidance=5.0), batch=32),
+    loss=PolicyLossConfig(),
     optimizer=OptimizerConfig(lr=1e-5, warmup=20),
-    ratio_tolerance=1e-3,
-    reference_offload=True,
-    evaluate_tasks=100,
 )
 UNMASK = Unmasking(steps=50, order="confidence", trained=4)
 PUBLIC_SHOWO = replace(

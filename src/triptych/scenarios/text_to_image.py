@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from triptych.scenarios.base import Actor, Scenario
+from triptych.scenarios.edit import edit_prompt
 from triptych.trajectory import Prompt, Task
 
 
@@ -24,4 +25,4 @@ class TextToImage(Scenario):
 
 
 def _prompt(task: Task) -> Prompt:
-    return Prompt.of(task.prompt) if task.source is None else Prompt.of(task.source, task.prompt)
+    return Prompt.of(task.prompt) if task.source is None else edit_prompt(task)
