@@ -69,7 +69,7 @@ def evaluation(step: int, name: str, correct: list[bool], shift: float) -> dict[
         score, low, high = wilson(sum(mine), len(mine))
         tags[tag] = {"n": len(mine), "score": score, "low": low, "high": high}
     heldout = {"understanding": 0.93 - shift, "diversity": 0.25 - shift}
-    heldout |= {"background_drift": 0.004, "right_but_misread": 0.12}
+    heldout |= {"background_drift": 0.004, "right_but_misread": 0.12, "exact": 0.5}
     return {
         "step": step,
         "name": name,
@@ -144,6 +144,7 @@ def fake_run(run: Path, prompts: int = 60, steps: int = 200) -> Path:
         "recipe": "demo",
         "command": "triptych demo --seed 0",
         "config": {
+            "rewards": {"geneval": 1.0, "exact": 0.5},
             "seed": 0,
             "optimizer": {"lr": 3e-4, "betas": [0.9, 0.95]},
             "note": HOSTILE,
@@ -207,6 +208,7 @@ def test_each_number_is_shown(page: str) -> None:
     assert f"understanding 0.93 0.89 {MINUS}0.04 {MINUS}4%" in text
     assert "background drift 0.004 0.004 0" in text
     assert "right but misread share of right drawings that the model itself answers wrongly about 0." in text
+    assert "exact share of" not in text, "this run's reward is nothing that nobody trained on"
     assert "control 51.9%" in text
     assert "optimizer.lr 0.0003" in text and "resume none" in text
     assert "torch 2.13.0" in text

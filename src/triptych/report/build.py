@@ -100,7 +100,7 @@ def _view(run: RunFiles) -> dict[str, Any]:
         "charts": drawn,
         "other_charts": other_charts,
         "tags": list(_tags(before, after)),
-        "measures": list(_measures(before, after)),
+        "measures": list(_measures(before, after, _object(_object(run.config, "config"), "rewards"))),
         "other_evals": [(row.get("name"), share, row.get("n")) for row, share in others],
         "samples_of": _spoken(latest),
         "groups": {"Best groups": best, "Worst groups": worst},
@@ -202,13 +202,13 @@ def _tags(before: Row, after: Row) -> Iterator[dict[str, Any]]:
             yield {"name": name.replace("_", " "), "n": n, "shares": shares}
 
 
-def _measures(before: Row, after: Row) -> Iterator[tuple[str, str, float | None, float | None]]:
-    """Measures that no reward saw: name, meaning if it does not tell, before, after.
+def _measures(before: Row, after: Row, rewards: Row) -> Iterator[tuple[str, str, float | None, float | None]]:
+    """Measures that no reward of the run saw: name, meaning if it does not tell, before, after.
 
     Whether more is better differs, so the change is not judged.
     """
     first, last = _object(before, "heldout"), _object(after, "heldout")
-    for name in {**first, **last}:
+    for name in (name for name in {**first, **last} if name not in rewards):
         was, now = number_or_none(first.get(name)), number_or_none(last.get(name))
         if was is not None or now is not None:
             yield str(name).replace("_", " ").replace("/", " / "), MEANINGS.get(name, ""), was, now
