@@ -92,19 +92,25 @@ class NoiseKey:
 class Unmasking:
     """How masked tokens are committed in parallel ``steps``, and what of it counts as an action.
 
-    ``order`` of commits: "random", or "confidence": the log-probability of the drawn token plus Gumbel noise
-    of scale ``order_temperature``, annealed linearly to 0. ``estimator``: which actions are recorded, see
+    ``order`` of commits: "random"; "common", random but the same for a group, so that what differs in it are
+    the actions alone; or "confidence", the log-probability of the drawn token plus Gumbel noise of scale
+    ``order_temperature``, annealed linearly to 0. ``estimator``: which actions are recorded, see
     :mod:`triptych.kernels.masked`. ``trained``: how many of the steps are scored, the same ones for a whole
-    group; 0 is all of them.
+    group, 0 is all of them; and ``which``, the "first" or a "random" choice.
     """
 
     steps: int = 16
-    order: Literal["random", "confidence"] = "random"
+    order: Literal["random", "common", "confidence"] = "random"
     order_temperature: float = 1.0
     estimator: Literal["trajectory", "exact", "random_mask"] = "trajectory"
     trained: int = 0
+    which: Literal["random", "first"] = "random"
 
     def __post_init__(self) -> None:
+        if self.order not in ("random", "common", "confidence"):
+            raise UserError(f"unmask.order must be random, common or confidence, got {self.order!r}")
+        if self.which not in ("random", "first"):
+            raise UserError(f"unmask.which must be random or first, got {self.which!r}")
         if self.steps < 1:
             raise UserError(f"unmask.steps must be at least 1, got {self.steps}")
         if not 0 <= self.trained <= self.steps:

@@ -153,6 +153,17 @@ def test_a_group_shares_trained_steps_and_mask_but_not_its_draws() -> None:
         assert not torch.equal(changed.shared[0], found.shared[0])
 
 
+def test_in_common_order_a_group_shares_the_order_alone() -> None:
+    own, common = (noise(keys(6), 64, Unmasking(steps=16, order=o)) for o in ("random", "common"))  # type: ignore[arg-type]
+    assert torch.equal(common.draw, own.draw) and torch.equal(common.order[0], own.order[0])
+    assert bool((common.order == common.order[0]).all())
+    other = noise([replace(keys(1)[0], task="count/8")], 64, Unmasking(steps=16, order="common"))
+    assert not torch.equal(other.order, common.order[:1])
+    policy, settings = Policy(64, 7), sampling(order="common", steps=16)
+    segment = drawn(policy, settings, common)
+    assert bool((segment.commit == segment.commit[0]).all()) and len(segment.tokens.unique(dim=0)) == 6
+
+
 def test_trained_steps_and_masks_are_distributed_as_documented() -> None:
     tasks = [replace(keys(1)[0], task=f"task/{i}") for i in range(6000)]
     found = noise(tasks, 4, Unmasking(steps=4, trained=2))
@@ -163,6 +174,9 @@ def test_trained_steps_and_masks_are_distributed_as_documented() -> None:
     each = joint_index(found.shared.long(), 2).bincount(minlength=16)
     assert chi_square(each, mask_probabilities()) > 1e-3
     assert bool((noise(tasks[:9], 4, Unmasking(steps=4)).trained == torch.arange(4)).all())
+    first = noise(tasks[:9], 4, Unmasking(steps=4, trained=2, which="first"))
+    assert first.trained.tolist() == [[0, 1]] * 9
+    assert torch.equal(first.shared, found.shared[:9]), "which steps count must not change the draws"
 
 
 def all_masks() -> Tensor:
@@ -213,14 +227,19 @@ def test_batch_splits_do_not_change_a_picture(estimator: str, order: str) -> Non
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("trained", [0, 1, 3])
-def test_the_mask_marks_the_actions_and_nothing_else(trained: int, order: str) -> None:
+@pytest.mark.parametrize(("trained", "which"), [(0, "random"), (1, "random"), (3, "random"), (3, "first")])
+def test_the_mask_marks_the_actions_and_nothing_else(trained: int, which: str, order: str) -> None:
     policy, counts = Policy(16, 7), commits(16, 4)
     left = [sum(counts[step:]) for step in range(4)]
 
     def picture(estimator: str, temperature: float = 1.0) -> MaskedImageSegment:
         settings = sampling(
-            estimator=estimator, order=order, steps=4, trained=trained, order_temperature=temperature
+            estimator=estimator,
+            order=order,
+            steps=4,
+            trained=trained,
+            which=which,
+            order_temperature=temperature,
         )
         return drawn(policy, settings, noise(keys(5), 16, settings.unmask))
 

@@ -295,7 +295,9 @@ def test_the_loss_is_the_cross_entropy_of_hidden_tokens_and_of_answers(builder: 
 def test_one_batch_is_learned_by_heart_and_both_encoders_stay_as_they_are() -> None:
     torch.manual_seed(0)
     model, several = starter_unigen(), examples()
-    trained = model.parameter_groups()["model"]
+    groups = model.parameter_groups()
+    assert list(groups) == ["model", "tokens"] and len(groups["tokens"]) == 2
+    trained = [p for group in groups.values() for p in group]
     tower = [p.clone() for p in model.network.vision_tower.parameters()]
     assert len(trained) == len(list(model.network.parameters())) - len(tower)
     optimizer = torch.optim.Adam(trained, lr=0.01)
@@ -316,7 +318,7 @@ def test_one_batch_is_learned_by_heart_and_both_encoders_stay_as_they_are() -> N
 @torch.no_grad()
 def perturb(model: UniGenModel) -> None:
     generator = torch.Generator().manual_seed(1)
-    for weight in model.parameter_groups()["model"]:
+    for weight in (p for group in model.parameter_groups().values() for p in group):
         spread = float(weight.std()) or 0.3  # new adapters are zero
         weight.add_(0.3 * spread * torch.randn(weight.shape, generator=generator))
 

@@ -95,13 +95,19 @@ def noise(keys: Sequence[NoiseKey], positions: int, unmask: Unmasking) -> Noise:
     """The noise of rows ``keys``; the trained steps and the mask depend on all of the key but the sample."""
     steps, rows = unmask.steps, len(keys)
     commits(positions, steps)  # refuses what cannot be drawn
-    own = uniforms(keys, 2 * steps * positions).view(rows, 2, steps, positions)
+    draw, order = uniforms(keys, 2 * steps * positions).view(rows, 2, steps, positions).unbind(1)
+    if unmask.order == "common":
+        first = [replace(k, sample=0) for k in keys]
+        order = uniforms(first, 2 * steps * positions).view(rows, 2, steps, positions)[:, 1]
     common = uniforms(
         [replace(k, sample=0, segment=f"{k.segment}/shared") for k in keys], steps + 1 + positions
     )
-    trained = common[:, :steps].argsort(-1)[:, : unmask.trained or steps].sort(-1).values
+    count = unmask.trained or steps
+    trained = common[:, :steps].argsort(-1)[:, :count].sort(-1).values
+    if unmask.which == "first":
+        trained = torch.arange(count).expand(rows, -1)
     shared = random_mask(common[:, steps], common[:, steps + 1 :])
-    return Noise(own[:, 0], own[:, 1], trained, shared)
+    return Noise(draw, order, trained, shared)
 
 
 def hidden_count(time: Tensor, positions: int) -> Tensor:
@@ -187,7 +193,7 @@ def _pick(
 ) -> Tensor:
     """The ``count`` positions to commit, in order, ``[B, count]``."""
     gumbel = -(-uniform.log()).log()
-    value = gumbel if settings.order == "random" else confidence.double() + scale[:, None] * gumbel
+    value = gumbel if settings.order != "confidence" else confidence.double() + scale[:, None] * gumbel
     value = torch.where(masked, value, -math.inf)
     return value.sort(stable=True, dim=-1, descending=True).indices[:, :count]
 

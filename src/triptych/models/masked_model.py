@@ -15,7 +15,7 @@ from math import isqrt
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from transformers import PreTrainedTokenizerBase
 
@@ -72,6 +72,17 @@ class MaskedModel(WritingModel):
     @abstractmethod
     def _canvas_prefix(self, prompts: Sequence[Prompt]) -> Prefix:
         """What stands before a canvas."""
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Of what trains: "tokens", embeddings and head, where they do, and "model", all else."""
+        ends = (self.network.get_input_embeddings(), self._lm.lm_head)
+        tokens = {id(p) for module in ends for p in module.parameters()}
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        groups = {
+            "model": [p for p in trained if id(p) not in tokens],
+            "tokens": [p for p in trained if id(p) in tokens],
+        }
+        return {name: found for name, found in groups.items() if found}
 
     # -- drawing -----------------------------------------------------------------------------------
     def _hidden(

@@ -38,6 +38,10 @@ from triptych.trajectory import Sample, Sampling, Task, Unmasking
 PARTS = "Qwen/Qwen2.5-7B-Instruct + google/siglip2-so400m-patch16-naflex + showlab/magvitv2"
 """Public weights: language model, tower and codec; what joins them starts at random."""
 TRAIN_TASKS = 2048
+MUON_DECAY = 0.4
+"""Qwen2.5 norms neither queries nor keys. Without decay their products had a standard deviation of 30 after
+3,400 steps (Show-o's, which are normed: 2), attention an entropy of 0.2 nats, and no relation of a prompt was
+learned; with it, from those weights on, most were within 250 steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,9 @@ def pretrain() -> Recipe:
         steps=2300,
         read_share=1 / 3,
         more=dict(problem=1 / 12, rewrite=1 / 12),
-        optimizer=OptimizerConfig(kind="muon", lr=1e-3, muon_lr=0.02, warmup=100, decay=0.3),
+        optimizer=OptimizerConfig(
+            kind="muon", lr=1e-3, muon_lr=0.02, muon_decay=MUON_DECAY, warmup=100, decay=0.3
+        ),
         evaluate_every=0,
     )
     name = "unigen15.pretrain"
