@@ -296,7 +296,7 @@ def test_one_batch_is_learned_by_heart_and_both_encoders_stay_as_they_are() -> N
     torch.manual_seed(0)
     model, several = starter_unigen(), examples()
     groups = model.parameter_groups()
-    assert list(groups) == ["model", "tokens"] and len(groups["tokens"]) == 2
+    assert list(groups) == ["model", "attention", "tokens"] and len(groups["tokens"]) == 2
     trained = [p for group in groups.values() for p in group]
     tower = [p.clone() for p in model.network.vision_tower.parameters()]
     assert len(trained) == len(list(model.network.parameters())) - len(tower)

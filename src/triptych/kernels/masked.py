@@ -102,11 +102,11 @@ def noise(keys: Sequence[NoiseKey], positions: int, unmask: Unmasking) -> Noise:
     common = uniforms(
         [replace(k, sample=0, segment=f"{k.segment}/shared") for k in keys], steps + 1 + positions
     )
-    count = unmask.trained or steps
+    count, time = unmask.trained or steps, common[:, steps]
     trained = common[:, :steps].argsort(-1)[:, :count].sort(-1).values
     if unmask.which == "first":
-        trained = torch.arange(count).expand(rows, -1)
-    shared = random_mask(common[:, steps], common[:, steps + 1 :])
+        trained, time = torch.arange(count).expand(rows, -1), time * count / steps
+    shared = random_mask(time, common[:, steps + 1 :])
     return Noise(draw, order, trained, shared)
 
 

@@ -74,14 +74,15 @@ class MaskedModel(WritingModel):
         """What stands before a canvas."""
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Of what trains: "tokens", embeddings and head, where they do, and "model", all else."""
-        ends = (self.network.get_input_embeddings(), self._lm.lm_head)
+        """Of what trains: "tokens", embeddings and head; "attention", queries and keys; "model", all else."""
+        ends = (self.network.get_input_embeddings(), self.network.lm.lm_head)
         tokens = {id(p) for module in ends for p in module.parameters()}
-        trained = [p for p in self.network.parameters() if p.requires_grad]
-        groups = {
-            "model": [p for p in trained if id(p) not in tokens],
-            "tokens": [p for p in trained if id(p) in tokens],
-        }
+        groups: dict[str, list[nn.Parameter]] = {"model": [], "attention": [], "tokens": []}
+        for name, parameter in self.network.named_parameters():
+            matched = "q_proj." in name or "k_proj." in name
+            group = "tokens" if id(parameter) in tokens else "attention" if matched else "model"
+            if parameter.requires_grad:
+                groups[group].append(parameter)
         return {name: found for name, found in groups.items() if found}
 
     # -- drawing -----------------------------------------------------------------------------------

@@ -20,18 +20,15 @@ class OptimizerConfig:
     """AdamW, or Muon for hidden matrices with AdamW for the rest.
 
     ``lr`` is the base rate; ``group_lr`` overrides it for named parameter groups. ``muon_lr`` is Muon's own
-    rate, scaled by the same schedule, and ``muon_decay`` its weight decay. A step of Muon is orthogonal, so
-    decay d keeps singular values below about 1 / d. Without it queries and keys without norms of their own
-    grow until attention picks single columns and passes no gradient. ``decay`` is the share of steps, at the
-    end, in which the rate falls to zero, on a line or half a cosine as ``schedule`` says. Gradients are
-    clipped to ``max_norm``, the L2 norm of all of them together ("global") or of each group by itself
-    ("group"), as if it had an optimizer of its own.
+    rate, scaled by the same schedule. ``decay`` is the share of steps, at the end, in which the rate falls to
+    zero, on a line or half a cosine as ``schedule`` says. Gradients are clipped to ``max_norm``, the L2 norm
+    of all of them together ("global") or of each group by itself ("group"), as if it had an optimizer of its
+    own.
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-4
     muon_lr: float = 0.01
-    muon_decay: float = 0.0
     group_lr: Mapping[str, float] = field(default_factory=dict)
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
@@ -80,7 +77,7 @@ class Optimizer:
             )
         if matrices := [g for g in matrices if g["params"]]:
             self.parts.append(
-                torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=config.muon_decay, momentum=0.95)
+                torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay, momentum=0.95)
             )
 
     def zero_grad(self) -> None:

@@ -1,0 +1,47 @@
+"""What the benchmarks that look into masked models compute, on cases whose answer is known."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tiny_models import starter_showo
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from gradient_signal import share
+from prompt_heard import TIMES, colours_exchanged, heard, turned_round
+
+
+def test_share_of_signal_is_what_independent_gradients_have_in_common() -> None:
+    torch.manual_seed(0)
+    signal, noise = torch.randn(4000), torch.randn(40, 4000)
+    assert share([signal] * 3) == pytest.approx(1)
+    assert share(list(torch.eye(5))) == pytest.approx(0)
+    assert share(list(signal + 2 * noise)) == pytest.approx(1 / 5, abs=0.02)  # 1 part of 1 + 2^2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "other"),
+    [
+        ("a photo of a red circle and an orange ring", "a photo of an orange circle and a red ring"),
+        ("a photo of a red circle and a red ring", None),
+        ("a photo of a red ring and a blue ring", None),
+        ("a photo of a circle and a ring", None),
+    ],
+)
+def test_colours_are_exchanged_where_that_makes_another_prompt(prompt: str, other: str | None) -> None:
+    assert colours_exchanged(prompt) == other
+
+
+def test_relations_are_turned_round() -> None:
+    assert turned_round("a photo of a ring left of two crosses") == "a photo of a ring right of two crosses"
+    assert turned_round("a photo of a ring below a cross") == "a photo of a ring above a cross"
+    assert turned_round("a photo of a ring and a cross") is None
+
+
+def test_a_model_that_never_learned_hears_nothing() -> None:
+    for nats, right in heard(starter_showo(), "position", 8):
+        assert abs(nats) < 2 and 0 <= right <= 1
+    assert len(TIMES) == 3
