@@ -39,8 +39,8 @@ PARTS = "Qwen/Qwen2.5-7B-Instruct + google/siglip2-so400m-patch16-naflex + showl
 """Public weights: language model, tower and codec; what joins them starts at random."""
 TRAIN_TASKS = 2048
 SLOW_ATTENTION = {"attention": 1e-4}
-"""Qwen2.5 norms neither queries nor keys, and a step of Muon is as long for small gradients as for large ones.
-At the rate of the rest their products came to a standard deviation of 30 in 3,400 steps (Show-o's, which are
+"""Qwen2.5 norms neither queries nor keys, and Muon steps as far for a small gradient as for a large one. At
+the rate of the rest their products came to a standard deviation of 30 in 3,400 steps (Show-o's, which are
 normed: 2); attention picked single columns, passed no gradient, and no relation of a prompt was learned."""
 
 
