@@ -541,3 +541,17 @@ def test_parts_that_do_not_belong_together_are_a_clear_error() -> None:
     with pytest.raises(UserError, match=r"the tokenizer has \d+ ids, the model"):
         ShowoModel(one.network, fewer.tokenizer, one.codec)
     assert lively_showo(fewer) is fewer
+
+
+def test_embeddings_and_attention_can_learn_apart_from_the_rest() -> None:
+    model = starter_showo()
+    names = {id(p): n for n, p in model.network.named_parameters()}
+    groups = {g: {names[id(p)] for p in found} for g, found in model.parameter_groups().items()}
+    assert set.union(*groups.values()) == set(names.values()) and sum(map(len, groups.values())) == len(names)
+    assert groups["tokens"] == {
+        f"showo.{n}" for n in ("model.embed_tokens.weight", "lm_head.weight", "lm_head.bias")
+    }
+    assert all(".q_proj." in n or ".k_proj." in n for n in groups["attention"])
+    assert len(groups["attention"]) == 4 * len(model.network.lm.model.layers)
+    model.train_only(["model", "attention"])
+    assert list(model.parameter_groups()) == ["model", "attention"]
