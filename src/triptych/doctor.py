@@ -36,7 +36,7 @@ def main(recipe: Recipe) -> None:
     make = None if policy else recipe.build(recipe.config).model
     model = make() if make else load(recipe.config.model)
     _memory(console, recipe, model)
-    if isinstance(recipe.config, PolicyConfig) and "draw" in model.can:
+    if isinstance(recipe.config, PolicyConfig):
         _ratios(console, model, recipe.config)
 
 
@@ -68,10 +68,11 @@ def _memory(console: Console, recipe: Recipe, model: UnifiedModel) -> None:
     console.print()
 
 
-def ratio_errors(model: UnifiedModel, sampling: Sampling) -> Tensor:
-    """|score - recorded log-probability| ``[B, A]`` of a few drawings of prompts of different lengths."""
-    keys = [NoiseKey(0, 0, prompt, 0, "image") for prompt in PROMPTS]
-    segment = model.generate_image([Prompt.of(p) for p in PROMPTS], sampling, keys)
+def ratio_errors(model: UnifiedModel, sampling: Sampling, kind: str) -> Tensor:
+    """|score - recorded log-probability| ``[B, A]`` of a "drawing" or a "text" after each of ``PROMPTS``."""
+    keys = [NoiseKey(0, 0, prompt, 0, kind) for prompt in PROMPTS]
+    act = model.generate_image if kind == "drawing" else model.generate_text
+    segment = act([Prompt.of(p) for p in PROMPTS], sampling, keys)
     with torch.no_grad():
         again = model.score(segment, frozenset({"logp"})).logp
     assert again is not None
@@ -79,16 +80,20 @@ def ratio_errors(model: UnifiedModel, sampling: Sampling) -> Tensor:
 
 
 def _ratios(console: Console, model: UnifiedModel, config: PolicyConfig) -> None:
-    table = Table(title="largest |score - recorded log-prob|, by position", box=SIMPLE_HEAD)
-    draw = config.rollout.draw
-    errors = {g: ratio_errors(model, replace(draw, guidance=g)).amax(0) for g in (1.0, 3.0, 5.0)}
-    quarters = [f"{int(p[0])}-{int(p[-1])}" for p in torch.arange(len(errors[1.0])).chunk(4)]
-    for title in ("guidance", *quarters):
-        table.add_column(title, justify="right")
-    for guidance, error in errors.items():
-        table.add_row(f"{guidance:g}", *(f"{float(part.max()):.1e}" for part in error.chunk(4)))
-    console.print(table)
-    worst = max(float(error.max()) for error in errors.values())
+    """Errors are |score - recorded log-probability|, of texts and of drawings at three guidances."""
+    draw, worst = config.rollout.draw, 0.0
+    asked = {"text": [config.rollout.write]} if "read" in model.can else {}
+    asked |= {"drawing": [replace(draw, guidance=g) for g in (1.0, 3.0, 5.0)]} if "draw" in model.can else {}
+    for kind, settings in asked.items():
+        errors = [ratio_errors(model, each, kind).amax(0) for each in settings]
+        table = Table(title=f"largest |score - recorded| of a {kind}", box=SIMPLE_HEAD)
+        quarters = [f"{int(p[0])}-{int(p[-1])}" for p in torch.arange(len(errors[0])).chunk(4)]
+        for title in ("guidance", *quarters):
+            table.add_column(title, justify="right")
+        for each, error in zip(settings, errors, strict=True):
+            table.add_row(f"{each.guidance:g}", *(f"{float(part.max()):.1e}" for part in error.chunk(4)))
+        console.print(table)
+        worst = max(worst, *(float(error.max()) for error in errors))
     holds = "holds" if worst <= config.ratio_tolerance else "BROKEN"
     console.print(f"ratio 1 {holds}: at worst {worst:.1e}, allowed {config.ratio_tolerance:.0e}")
     loss = config.draw_loss or config.loss

@@ -1,6 +1,8 @@
 import json
+import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -129,6 +131,49 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         read_tasks(write(tmp_path / "empty.jsonl", "", ""))
     with pytest.raises(UserError, match=r"\.jsonl, \.parquet or hf://"):
         read_tasks(write(tmp_path / "tasks.csv", "prompt"))
+
+
+# -- columns of other names --------------------------------------------------------------------------
+def test_gsm8k_is_read_by_its_own_columns(tmp_path: Path) -> None:
+    row = {"question": "How many eggs are 2 and 3?", "answer": "2 + 3 = <<2+3=5>>5\n#### 5"}
+    file = write(tmp_path / "gsm8k.jsonl", row)
+    assert read_tasks(f"{file}?prompt=question") == [
+        Task(id="gsm8k/0001", prompt="How many eggs are 2 and 3?", answer="5")
+    ]
+
+
+def test_geometry3k_is_read_by_its_own_columns(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pixels = picture(tmp_path)
+    data = {"bytes": (tmp_path / "pictures/one.png").read_bytes(), "path": None}
+    row = {"images": [data], "problem": "<image>Find x.", "answer": "3"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "g.parquet")
+    (task,) = read_tasks(f"{tmp_path / 'g.parquet'}?prompt=problem&source=images")
+    assert (task.id, task.prompt, task.answer, dict(task.columns)) == ("g/0001", "Find x.", "3", {})
+    assert task.source is not None and (task.source.numpy() == pixels).all()
+
+
+def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
+    file = write(tmp_path / "t.jsonl", {"question": "Why?", "answer": "no"})
+    with pytest.raises(
+        UserError, match=r"line 1: field 'problem': expected a column of that name, of answer, q"
+    ):
+        read_tasks(f"{file}?prompt=problem")
+
+
+def test_a_data_set_has_a_configuration_and_a_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(*names: str, split: str) -> list[dict[str, str]]:
+        asked.append((*names, split))
+        return [{"question": "Why?"}]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    for where in ("hf://openai/gsm8k:main:test", "hf://openai/gsm8k:test", "hf://openai/gsm8k"):
+        (task,) = read_tasks(f"{where}?prompt=question")
+        assert task.id == "gsm8k/0001"
+    name = "openai/gsm8k"
+    assert asked == [(name, "main", "test"), (name, "test"), (name, "train")]
 
 
 @pytest.mark.parametrize("where", ["t.parquet", "hf://owner/name:test"])

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+from urllib.parse import parse_qsl
 
 import numpy as np
 import torch
@@ -30,9 +31,13 @@ _OWN = {"id", "prompt", "tag", "include", "exclude", "answer", "target_text", "s
 def read_tasks(path: str | Path) -> list[Task]:
     """Tasks from ``x.jsonl``, ``x.parquet`` or ``hf://owner/name:split`` (split: "train" by default).
 
+    A data set of several configurations is ``hf://owner/name:configuration:split``. Columns of other names
+    are told after a question mark, ``FIELD=COLUMN``, joined by "&": ``x.jsonl?prompt=problem&source=images``.
+
     A row has ``prompt`` (text) and optionally ``id`` (default: file stem and four-digit line), ``tag``,
-    ``include``, ``exclude`` (GenEval's; lists, or JSON text of lists), ``answer``, ``target_text``, and
-    ``source`` (a picture: its path relative to the file); all else goes to ``Task.columns``. Null is absent.
+    ``include``, ``exclude`` (GenEval's; lists, or JSON text of lists), ``answer`` (of GSM8K's, what follows
+    ``####``), ``target_text``, and ``source`` (a picture, or a list of one: its path relative to the file; an
+    ``<image>`` in the prompt is its place, and left out); all else goes to ``Task.columns``. Null is absent.
 
     Raises UserError for the first bad row with file, line, field, what was expected and what was found, and
     how many more are bad; for an id that occurs twice; and for a file that is missing, empty or not readable.
@@ -58,18 +63,29 @@ def read_rows(where: str, make: Callable[[Row, int, Path], T]) -> list[T]:
     """
     made: list[T] = []
     errors: list[str] = []
+    where, _, names = where.partition("?")
+    columns = dict(parse_qsl(names))
     folder, rows = _open(where)
     for line, row in rows:
         try:
             if isinstance(row, Bad):
                 raise row
-            made.append(make({key: value for key, value in row.items() if value is not None}, line, folder))
+            named = _renamed(row, columns)
+            made.append(make({key: value for key, value in named.items() if value is not None}, line, folder))
         except Bad as error:
             errors.append(f"{where}, line {line}: {error}")
     if errors:
         more = f" (and {len(errors) - 1} more bad lines)" if len(errors) > 1 else ""
         raise UserError(errors[0] + more)
     return made
+
+
+def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
+    """The row with ``columns`` under the names of the fields that they are."""
+    if missing := [column for column in columns.values() if column not in row]:
+        raise Bad(missing[0], f"a column of that name, of {', '.join(sorted(row))}", "nothing")
+    others = {key: value for key, value in row.items() if key not in columns.values()}
+    return {**others, **{name: row[column] for name, column in columns.items()}}
 
 
 def hold_out(rows: list[T], most: int, where: str) -> tuple[list[T], list[T]]:
@@ -87,15 +103,14 @@ class Bad(Exception):
 
 
 def _stem(where: str) -> str:
-    name = where.removeprefix("hf://")
-    return name.partition(":")[0].rpartition("/")[2] if name != where else Path(where).stem
+    name = where.partition("?")[0].removeprefix("hf://")
+    return name.partition(":")[0].rpartition("/")[2] if where.startswith("hf://") else Path(name).stem
 
 
 def _open(where: str) -> tuple[Path, Iterator[tuple[int, Row | Bad]]]:
     """The folder that pictures are relative to, and numbered rows."""
     if where.startswith("hf://"):
-        name, _, split = where.removeprefix("hf://").partition(":")
-        return Path(), enumerate(_hugging_face(name, split or "train"), 1)
+        return Path(), enumerate(_hugging_face(*where.removeprefix("hf://").split(":")), 1)
     path = Path(where) / "metadata.jsonl" if Path(where).is_dir() else Path(where)
     readers: dict[str, Callable[[Path], Iterator[tuple[int, Row | Bad]]]] = {
         ".jsonl": _jsonl,
@@ -133,25 +148,29 @@ def _parquet(path: Path) -> Iterator[tuple[int, Row | Bad]]:
     return enumerate(rows, 1)
 
 
-def _hugging_face(name: str, split: str) -> Iterator[Row]:
+def _hugging_face(name: str, *rest: str) -> Iterator[Row]:
+    """Rows of a data set; the last of ``rest`` is its split, one before that its configuration."""
+    split = (rest[-1:] or ("train",))[0] or "train"
     try:
         import datasets
     except ImportError as error:
         raise UserError(_INSTALL.format("Hugging Face datasets")) from error
     try:
-        return iter(datasets.load_dataset(name, split=split))
+        return iter(datasets.load_dataset(name, *rest[:-1], split=split))
     except Exception as error:  # the hub client raises a dozen kinds: no network, no such name, no such split
         raise UserError(f"hf://{name}:{split} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _task(row: Row, default_id: str, folder: Path) -> Task:
-    prompt = text_of(row, "prompt")
+    prompt, answer = text_of(row, "prompt"), _text(row, "answer")
+    if "source" in row:
+        prompt = prompt.replace("<image>", "").strip()
     metadata = _metadata(row)
     return Task(
         id=_text(row, "id") or default_id,
         prompt=prompt,
         metadata=metadata | {"prompt": prompt} if metadata else {},
-        answer=_text(row, "answer"),
+        answer=None if answer is None else answer.rpartition("####")[2].strip(),
         target_text=_text(row, "target_text"),
         source=picture_of(row, "source", folder) if "source" in row else None,
         columns={key: value for key, value in row.items() if key not in _OWN},
@@ -227,6 +246,8 @@ def image_of(row: Row, name: str, folder: Path) -> Iterator[Image.Image]:
     The last two are what datasets and parquet have. What fails inside because of the picture is Bad, too.
     """
     value = row.get(name)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
         value = io.BytesIO(value["bytes"])
     if not isinstance(value, str | io.BytesIO | Image.Image):
