@@ -96,7 +96,8 @@ class Unmasking:
     the actions alone; or "confidence", the log-probability of the drawn token plus Gumbel noise of scale
     ``order_temperature``, annealed linearly to 0. ``estimator``: which actions are recorded, see
     :mod:`triptych.kernels.masked`. ``trained``: how many of the steps are scored, the same ones for a whole
-    group, 0 is all of them; and ``which``, the "first" or a "random" choice.
+    group, 0 is all of them; and ``which``, the "first" or a "random" choice. The mask of "random_mask" is one
+    that training has at any time, or with "first" at the times of those steps: it then hides more.
     """
 
     steps: int = 16

@@ -176,7 +176,9 @@ def test_trained_steps_and_masks_are_distributed_as_documented() -> None:
     assert bool((noise(tasks[:9], 4, Unmasking(steps=4)).trained == torch.arange(4)).all())
     first = noise(tasks[:9], 4, Unmasking(steps=4, trained=2, which="first"))
     assert first.trained.tolist() == [[0, 1]] * 9
-    assert torch.equal(first.shared, found.shared[:9]), "which steps count must not change the draws"
+    assert torch.equal(first.draw, found.draw[:9]), "which steps count must not change the draws"
+    early = noise(tasks, 4, Unmasking(steps=4, trained=2, which="first")).shared.sum(1)
+    assert set(early.tolist()) == {3, 4}, "4 cos(pi t / 2) is above 2.8 before t = 2 / 4"
 
 
 def all_masks() -> Tensor:
