@@ -16,6 +16,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from triptych.evals.geneval import MIRRORED
 from triptych.models import canvas, load
 from triptych.models.base import Example
 from triptych.models.masked_model import MaskedModel
@@ -24,7 +25,6 @@ from triptych.shapes.prompts import train_prompt_of
 from triptych.shapes.scenes import sample_scene
 from triptych.trajectory import NoiseKey, Prompt
 
-TURNED = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 TIMES = (0.1, 0.25, 0.4)  # of training: 63, 60 and 52 of 64 tokens are hidden
 
 
@@ -39,7 +39,7 @@ def colours_exchanged(prompt: str) -> str | None:
 
 def turned_round(prompt: str) -> str | None:
     """The prompt with its relation turned round."""
-    return next((prompt.replace(f" {a} ", f" {b} ") for a, b in TURNED.items() if f" {a} " in prompt), None)
+    return next((prompt.replace(f" {a} ", f" {b} ") for a, b in MIRRORED.items() if f" {a} " in prompt), None)
 
 
 CHANGES = {"color_attr": colours_exchanged, "position": turned_round}

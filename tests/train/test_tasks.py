@@ -161,6 +161,19 @@ def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
         read_tasks(f"{file}?prompt=problem")
 
 
+@pytest.mark.parametrize("names", ["question", "prompt=", ""])
+def test_names_of_columns_that_are_not_understood_are_refused(tmp_path: Path, names: str) -> None:
+    file = write(tmp_path / "t.jsonl", {"prompt": "Why?"})
+    with pytest.raises(UserError, match=r"t\.jsonl\?.*: expected FIELD=COLUMN after the question mark"):
+        read_tasks(f"{file}?{names}")
+
+
+def test_an_answer_that_ends_with_its_mark_is_bad(tmp_path: Path) -> None:
+    file = write(tmp_path / "t.jsonl", {"prompt": "2 + 3?", "answer": "5 it is ####"})
+    with pytest.raises(UserError, match=r"line 1: field 'answer': expected a text that is not empty"):
+        read_tasks(file)
+
+
 def test_a_data_set_has_a_configuration_and_a_split(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

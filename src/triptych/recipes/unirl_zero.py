@@ -22,6 +22,7 @@ from triptych.models import load
 from triptych.models.base import LoraSettings, UnifiedModel
 from triptych.recipes import SUMMARIES, shapes_reasoning, shapes_world
 from triptych.recipes.base import Parts, Recipe
+from triptych.recipes.demo import PUBLIC_JANUS
 from triptych.recipes.rewards import build_rewards
 from triptych.rewards.answers import FormatReward
 from triptych.rewards.base import RewardFunction, RewardSet
@@ -96,21 +97,12 @@ CYCLE = {"geneval": 4.0, "cycle": 1.0}
 REFLECTION = {"first": 1.0, "verdict": 1.0, "improvement": 1.0}
 
 # -- on public weights -----------------------------------------------------------------------------
-PUBLIC = PolicyConfig(
+PUBLIC = replace(
+    PUBLIC_JANUS,  # batches and memory
     model=PARTS,
-    tasks="prompts.jsonl",
-    steps=1000,
-    prompts=8,
-    group=8,
-    micro_batch=4,
-    gradient_checkpointing=True,
     rollout=RolloutSettings(draw=Sampling(guidance=3.5), write=Sampling(max_tokens=512), batch=32),
-    loss=PolicyLossConfig(kl_coef=0.01),
     draw_loss=PolicyLossConfig(clip_low=1e-4, clip_high=1e-4, kl_coef=4e-3, kl="exact"),
     optimizer=OptimizerConfig(lr=3e-6, group_lr={"lm": 5e-7}, warmup=20),
-    ratio_tolerance=1e-3,
-    reference_offload=True,
-    evaluate_tasks=100,
 )
 TO_READ = replace(PUBLIC, train=("lm",), optimizer=OptimizerConfig(lr=5e-7, warmup=20))
 TO_DRAW = replace(

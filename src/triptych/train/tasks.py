@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Generic, TypeVar
-from urllib.parse import parse_qsl
 
 import numpy as np
 import torch
@@ -59,18 +58,21 @@ def read_tasks(path: str | Path) -> list[Task]:
 def read_rows(where: str, make: Callable[[Row, int, Path], T]) -> list[T]:
     """``make(row, line, folder)`` of all rows, null fields left out; ``folder`` is where pictures lie.
 
-    Raises UserError for the first row that :class:`Bad` is raised of, and for a file that cannot be read.
+    ``where`` may end with the names of columns, see :func:`read_tasks`. Raises UserError for the first row
+    that :class:`Bad` is raised of, for a file that cannot be read, and for names that are not understood.
     """
     made: list[T] = []
     errors: list[str] = []
-    where, _, names = where.partition("?")
-    columns = dict(parse_qsl(names))
+    where, asked, names = where.partition("?")
+    columns = {name: column for name, _, column in (pair.partition("=") for pair in names.split("&"))}
+    if asked and not all([*columns, *columns.values()]):
+        raise UserError(f"{where}?{names}: expected FIELD=COLUMN after the question mark")
     folder, rows = _open(where)
     for line, row in rows:
         try:
             if isinstance(row, Bad):
                 raise row
-            named = _renamed(row, columns)
+            named = _renamed(row, columns if asked else {})
             made.append(make({key: value for key, value in named.items() if value is not None}, line, folder))
         except Bad as error:
             errors.append(f"{where}, line {line}: {error}")
@@ -110,7 +112,9 @@ def _stem(where: str) -> str:
 def _open(where: str) -> tuple[Path, Iterator[tuple[int, Row | Bad]]]:
     """The folder that pictures are relative to, and numbered rows."""
     if where.startswith("hf://"):
-        return Path(), enumerate(_hugging_face(*where.removeprefix("hf://").split(":")), 1)
+        name, *configuration = where.removeprefix("hf://").split(":")
+        split = configuration.pop() if configuration else ""
+        return Path(), enumerate(_hugging_face(name, configuration, split or "train"), 1)
     path = Path(where) / "metadata.jsonl" if Path(where).is_dir() else Path(where)
     readers: dict[str, Callable[[Path], Iterator[tuple[int, Row | Bad]]]] = {
         ".jsonl": _jsonl,
@@ -148,21 +152,21 @@ def _parquet(path: Path) -> Iterator[tuple[int, Row | Bad]]:
     return enumerate(rows, 1)
 
 
-def _hugging_face(name: str, *rest: str) -> Iterator[Row]:
-    """Rows of a data set; the last of ``rest`` is its split, one before that its configuration."""
-    split = (rest[-1:] or ("train",))[0] or "train"
+def _hugging_face(name: str, configuration: Sequence[str], split: str) -> Iterator[Row]:
     try:
         import datasets
     except ImportError as error:
         raise UserError(_INSTALL.format("Hugging Face datasets")) from error
     try:
-        return iter(datasets.load_dataset(name, *rest[:-1], split=split))
+        return iter(datasets.load_dataset(name, *configuration, split=split))
     except Exception as error:  # the hub client raises a dozen kinds: no network, no such name, no such split
         raise UserError(f"hf://{name}:{split} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _task(row: Row, default_id: str, folder: Path) -> Task:
-    prompt, answer = text_of(row, "prompt"), _text(row, "answer")
+    prompt = text_of(row, "prompt")
+    if "####" in (answer := _text(row, "answer") or ""):
+        answer = text_of({"answer": answer.rpartition("####")[2].strip()}, "answer")
     if "source" in row:
         prompt = prompt.replace("<image>", "").strip()
     metadata = _metadata(row)
@@ -170,7 +174,7 @@ def _task(row: Row, default_id: str, folder: Path) -> Task:
         id=_text(row, "id") or default_id,
         prompt=prompt,
         metadata=metadata | {"prompt": prompt} if metadata else {},
-        answer=None if answer is None else answer.rpartition("####")[2].strip(),
+        answer=answer or None,
         target_text=_text(row, "target_text"),
         source=picture_of(row, "source", folder) if "source" in row else None,
         columns={key: value for key, value in row.items() if key not in _OWN},
