@@ -422,7 +422,7 @@ def test_a_model_of_latents_draws_edits_answers_and_is_checked(run: Callable[[st
     ):
         drawn = model.generate_image([asked], about, [NoiseKey(0, 0, prompt, 0, "image")])
         said = run(f"{command} '{prompt}' --n 1 --pixels 8 {flags}")
-        assert said == Ended(0, "1 drawings of 'a square': drawing.png\n", "")
+        assert said == Ended(0, "1 drawing of 'a square': drawing.png\n", "")
         assert np.array_equal(
             np.array(Image.open("drawing.png")), to_pictures(model.decode(drawn))[0].numpy()
         )
@@ -466,6 +466,8 @@ def test_the_command_line_s_defaults_are_those_of_sampling() -> None:
 def test_draw_and_ask_and_eval_do_what_they_say(run: Callable[[str], Ended]) -> None:
     said = run("draw tiny 'a red circle' --n 3 --pixels 16 --out deep/er.png")
     assert said == Ended(0, "3 drawings of 'a red circle': deep/er.png\n", "")
+    refused = _one_line(run("ask tiny deep/er.png 'what is this ?'"))
+    assert refused == "deep/er.png is 3 drawings side by side: make one alone, with --n 1"
     strip = np.array(Image.open("deep/er.png"))
     assert strip.shape == (16, 3 * 16 + 2 * cli.GAP, 3)
     first, gap = strip[:, :16], strip[:, 16 : 16 + cli.GAP]

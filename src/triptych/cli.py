@@ -23,6 +23,8 @@ from triptych.errors import UserError
 
 GAP, GREY = 8, 200
 """Pixels between two drawings in one PNG, and how bright they are (0 to 255)."""
+DRAWINGS = "drawings"
+"""Where a PNG says how many drawings it shows."""
 
 if TYPE_CHECKING:
     from triptych.recipes.base import Recipe
@@ -230,6 +232,7 @@ class Drawings(Policy):
         """Draw the prompt by a model that has the ability, and write the PNG."""
         import torch
         from PIL import Image
+        from PIL.PngImagePlugin import PngInfo
 
         from triptych.models import load
         from triptych.models.base import to_pictures
@@ -246,8 +249,10 @@ class Drawings(Policy):
         spaced = torch.nn.functional.pad(large, (0, 0, 0, GAP), value=GREY)
         strip = torch.cat(list(spaced), dim=1)[:, :-GAP]
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(strip.numpy()).save(self.out)
-        print(f"{self.n} drawings of {prompt.text!r}: {self.out}")
+        told = PngInfo()
+        told.add_text(DRAWINGS, str(self.n))
+        Image.fromarray(strip.numpy()).save(self.out, pnginfo=told)
+        print(f"{self.n} {'drawing' if self.n == 1 else 'drawings'} of {prompt.text!r}: {self.out}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -294,10 +299,14 @@ def _picture(file: Path) -> "Picture":
     from PIL import Image
 
     try:
-        return torch.from_numpy(np.array(Image.open(file).convert("RGB")))
+        image = Image.open(file)
+        pixels = np.array(image.convert("RGB"))
     except OSError as error:
         cause = error.strerror or "not a picture that can be read"
         raise UserError(f"cannot read {file} as a picture: {cause}") from None
+    if (drawings := image.info.get(DRAWINGS, "1")) != "1":
+        raise UserError(f"{file} is {drawings} drawings side by side: make one alone, with --n 1")
+    return torch.from_numpy(pixels)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
