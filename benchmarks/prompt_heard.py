@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in asked.models:
         model = load(name)
         for tag in CHANGES:
-            cells = [f"{right:.0%} ({ahead:+.2g})" for ahead, right in heard(model, tag, asked.pairs)]
+            cells = [f"{right:.0%} ({ahead:+.3g})" for ahead, right in heard(model, tag, asked.pairs)]
             print(f"| {name} | {tag} | {' | '.join(cells)} |", flush=True)
 
 

@@ -72,17 +72,20 @@ def test_the_parts_of_a_masked_model(script: Any, tmp_path: Path) -> None:
                                                   "exact-confidence"]  # fmt: skip
     assert [seeds for _, seeds in policies[2:]] == [(0,)] * 4 + [(2,)] * 2, "own and runner-up again"
     unmasks = [arm.settings["rollout"].draw.unmask for arm, _ in runs if arm.recipe == "demo"]
-    assert {(u.steps, u.trained) for u in unmasks} == {(8, 4)}, "else as the demo"
+    assert {(u.steps, u.trained) for u in unmasks} == {(8, 3)}, "else as the demo"
     more = [(arm, seeds) for arm, seeds in runs if arm.recipe == "starters.showo"]
     assert [arm.settings["optimizer"].lr for arm, _ in more] == [1e-4, 3e-4, 1e-3]
     assert {(arm.time_of, seeds, arm.settings["seed"]) for arm, seeds in more} == {("RL", (0, 1), 1)}
-    drawn = {(arm.draw["temperature"], arm.draw["guidance"]) for arm in scores if arm.draw}
-    assert len(drawn) == 9 and not any(arm.trained for arm in scores if arm.draw)
+    drawn = [(arm.trained, arm.draw["temperature"], arm.draw["guidance"]) for arm in scores if arm.draw]
+    assert len(set(drawn)) == len(drawn) - 1 == 9 + 1, "nine for the starter, its best for both seeds of RL"
+    assert [guidance for trained, _, guidance in drawn if trained] == [2.5, 2.5]
 
     page = (tmp_path / "evidence" / "demo-showo.md").read_text()
     assert "| RL, seed 0 | 60.0% | +40.0 (+40.0 to +40.0) | 30 |" in page
     assert "| exact-confidence | 2 | 20.0% | 55.0% | +35.0 (" in page and "| 0.50 |" in page
     assert "guidance 2.5: best of 9 settings | 45.0%" in page and "best of 3 learning rates | 40.0%" in page
+    assert "| RL, seed 1, drawn as the best of sampling | 60.0% | +40.0 (+40.0 to +40.0) |" in page
+    assert "Drawn with that setting, it is +15.0 (" in page
     assert "RL's mean gain is +40.0 points" in page and "| diversity | 0.200 | 0.100 |" in page
     result = json.loads((tmp_path / "evidence" / "demo-showo.json").read_text())
     assert result["before"] == [0.2] * 6 and len(result["estimators"]) == 6
