@@ -214,10 +214,12 @@ def _card(run: Path, config: StarterConfig, summary: dict[str, Any], model: Unif
     ]
     size = sum(p.numel() for p in model.network.parameters()) / 1e6
     about = ", ".join(f"{name} {number}" for name, number in versions().items())
+    latents = isinstance(config.sizes, TinyUniRLZero)
+    canvas = "8 x 8 latents" if latents else "64 image tokens"
     return f"""# The {model.name} starter
 
 A tiny {type(model.network).__name__} ({size:.1f}M parameters) that {does} Triptych's
-embedded world of coloured shapes: 32 x 32 pixels, 64 image tokens, word-level tokenizer. Made to be
+embedded world of coloured shapes: 32 x 32 pixels, {canvas}, word-level tokenizer. Made to be
 trained further on a laptop; it knows nothing else.
 
 Made on {date.today().isoformat()}, {torch.get_num_threads()} CPU threads
