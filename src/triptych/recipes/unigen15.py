@@ -143,8 +143,9 @@ def align() -> Recipe:
 def rl() -> Recipe:
     """Stage 4, unified RL: drawings and edits in every step, one reward, strictly on-policy, no clipping.
 
-    KL to the reference is 0.01 (k3), guidance off; ours are fewer decoding steps (8, of which 4 are learned
-    from), fewer prompts, and the demo's rate. ``--kinds t2i`` and ``--kinds edit`` are the paper's ablation.
+    KL to the reference is 0.01 (k3), guidance off; ours are fewer decoding steps (8, the first 3 of which are
+    learned from), fewer prompts, and the demo's optimizer. ``--kinds t2i`` and ``--kinds edit`` are the
+    paper's ablation.
     """
     config = UnifiedConfig(
         **vars(DEMOS["unigen"])

@@ -50,9 +50,19 @@ def _both(config: PolicyConfig, **sft: Any) -> dict[str, PolicyConfig]:
 
 
 # -- on a starter ----------------------------------------------------------------------------------
+# Words learn here too, so all weights do, and by Adam, as the rates were tried.
+ALL_WEIGHTS = dict(
+    train=(),
+    attention="eager",
+    rollout=RolloutSettings(draw=Sampling(temperature=0.8, unmask=Unmasking(steps=8, trained=4))),
+    optimizer=OptimizerConfig(lr=7e-4, eps=3e-5, warmup=5, decay=1.0),
+)
+
+
 def _starter(model: str) -> dict[str, PolicyConfig]:
     """By the demo's settings for drawings; SFT has fewer episodes of more prompts, at a lower rate."""
-    config = replace(demo.DEMOS[model], steps=40, prompts=8, held_out=("geneval",))
+    own: dict[str, Any] = ALL_WEIGHTS if model == "showo" else {}
+    config = replace(demo.DEMOS[model], steps=40, prompts=8, held_out=("geneval",), **own)
     rates = replace(config.optimizer, lr=2e-4)
     return _both(config, prompts=16, group=4, optimizer=rates)
 
