@@ -4,8 +4,7 @@ A policy gradient is a mean over few drawings, and mostly noise. From R independ
 weights, each with gradient g, the share of signal is ``<g_i, g_j>`` over pairs i != j, divided by ``|g|^2``:
 0 is noise alone, 1 none. Told for each unmasking step by itself, for the first k of them and for all, with an
 order of commits of each drawing's own and with one that a group has in common. Gradients are of the matrices
-between embeddings and head, for one reward and the demo's prompts,
-group and temperature.
+between embeddings and head, for one reward and the demo's prompts, group and temperature.
 
 And where it leads: with ``--along`` the weights move in the direction of the mean gradient of the first
 ``--first`` steps, of the last order named, by these shares of their length; once as it is ("gradient"), once
@@ -93,8 +92,8 @@ def moved(made: PolicyLearner, direction: Sequence[Tensor], share: float) -> tup
         drawn = play(TextToImage(), made.model, tasks, made.config.rollout, group=1, seed=77, step=1).samples
         for weight, was in zip(weights, before, strict=True):
             weight.copy_(was)
-    official, exact = (shapes_world.by_rule(drawn, dense=False), shapes_world.exact(drawn))
-    return tuple(statistics.mean(x or 0.0 for x in each) for each in (official, exact))  # type: ignore[return-value]
+    official = statistics.mean(x or 0.0 for x in shapes_world.by_rule(drawn, dense=False))
+    return official, statistics.mean(x or 0.0 for x in shapes_world.exact(drawn))
 
 
 def share(gradients: Sequence[Tensor]) -> float:

@@ -10,7 +10,7 @@ from tiny_models import starter_showo
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from gradient_signal import share
+from gradient_signal import orthogonal, share
 from prompt_heard import TIMES, colours_exchanged, heard, turned_round
 
 
@@ -20,6 +20,15 @@ def test_share_of_signal_is_what_independent_gradients_have_in_common() -> None:
     assert share([signal] * 3) == pytest.approx(1)
     assert share(list(torch.eye(5))) == pytest.approx(0)
     assert share(list(signal + 2 * noise)) == pytest.approx(1 / 5, abs=0.02)  # 1 part of 1 + 2^2
+
+
+def test_an_orthogonal_direction_turns_all_alike() -> None:
+    torch.manual_seed(0)
+    tall = torch.randn(12, 5) * torch.tensor([1.0, 10.0, 0.1, 3.0, 1.0])
+    for gradient in (tall, tall.T):
+        made = orthogonal(gradient)
+        assert torch.allclose(torch.linalg.svdvals(made), torch.tensor(12.0**0.5), atol=1e-4)
+        assert (made * gradient).sum() > 0 and made.square().mean() == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize(
