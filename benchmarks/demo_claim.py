@@ -2,20 +2,23 @@
 
 - rl: the demo of the model with each seed, before and after.
 - sampling: the starter at the best of nine temperatures and guidances (chosen on the test prompts themselves,
-  which favours this baseline), all else as the demo draws.
+  which favours this baseline), all else as the demo draws. With "rl", RL is then drawn at that one too, and
+  at that of the nine which one drawing a prompt says is best for its first seed.
 - supervised: as many seconds of further supervised training as RL took, fresh warm-up, linear decay, the best
   of three learning rates (again chosen on the test prompts).
-- estimators (masked tokens only): what counts as an action, and in which order tokens are committed; else
-  the demo's settings, so the same number of optimizer steps. All with the first of ``--estimator-seeds``; the
-  demo's own and the best of the others with the rest of them too.
+- methods (not for Janus): other ways to learn from as many optimizer steps, else by the demo's settings. Of
+  masked tokens what counts as an action, and in which order they are committed; of latents what is drawn,
+  and the objective. All with the first of ``--method-seeds``; the demo's own and the best of the others with
+  the rest of them too.
 
 Everything is scored alike: GenEval's official rule, 360 held-out prompts, four drawings each, with the
 same drawing seeds throughout. Differences are paired by prompt; their intervals are bootstrapped over
 prompts. Runs and scores are kept in the folder as ``triptych reproduce`` keeps them; the page has the parts
 that are asked for: ``docs/evidence/demo.json`` and ``demo.md``, for other models than Janus ``demo-NAME``.
+Minutes are those of the steps at their median pace.
 
-    python benchmarks/demo_claim.py [--model janus|showo|unigen] [--folder runs/claims] [--seeds 0 1 2]
-        [--parts rl sampling supervised estimators] [--estimator-seeds 0 1 2]
+    python benchmarks/demo_claim.py [--model janus|showo|unigen|unirl_zero] [--folder runs/claims]
+        [--seeds 0 1 2] [--parts rl sampling supervised methods] [--method-seeds 0 1 2]
 """
 
 import argparse
@@ -44,12 +47,42 @@ from triptych.train.run_directory import versions
 PROMPTS, DRAWINGS = 360, 4
 TEMPERATURES, GUIDANCES = (1.0, 0.8, 0.6), (1.0, 1.5, 2.5)  # the first of both: the starter as it is
 LEARNING_RATES = (1e-4, 3e-4, 1e-3)
-ESTIMATORS = {
-    "trajectory": {"estimator": "trajectory"},
-    "random_mask": {"estimator": "random_mask"},
-    "exact": {"estimator": "exact"},
-    "exact-confidence": {"estimator": "exact", "order": "confidence"},
+
+
+def _unmask(**settings: Any) -> dict[str, Any]:
+    return {"rollout": {"draw": {"unmask": settings}}}
+
+
+def _denoise(**settings: Any) -> dict[str, Any]:
+    return {"rollout": {"draw": {"denoise": settings}}}
+
+
+NFT = "DiffusionNFT"
+OF_MASKED_TOKENS = {
+    "trajectory": _unmask(estimator="trajectory"),
+    "random_mask": _unmask(estimator="random_mask"),
+    "exact": _unmask(estimator="exact"),
+    "exact-confidence": _unmask(estimator="exact", order="confidence"),
 }
+OF_LATENTS = {
+    "Flow-SDE, a window": {},
+    "Flow-SDE, every step": _denoise(window=0),
+    "CPS": _denoise(noise="cps"),
+    "Dance-SDE": _denoise(noise="dance"),
+    "branches of one path": _denoise(start="shared"),
+    "clip at a tenth": {"loss": {"clip_low": 1e-4, "clip_high": 1e-4}},
+    "clip at ten times": {"loss": {"clip_low": 1e-2, "clip_high": 1e-2}},
+    "GRPO-Guard": {"loss": {"ratio": "guard"}},
+    "Flow-DPPO": {"loss": {"objective": "dppo"}},
+    NFT: {},
+}
+METHODS: dict[str, dict[str, dict[str, Any]]] = {
+    "janus": {},
+    "showo": OF_MASKED_TOKENS,
+    "unigen": OF_MASKED_TOKENS,
+    "unirl_zero": OF_LATENTS,
+}
+"""What is changed of the demo's settings, of each model's demo; DiffusionNFT is another recipe."""
 EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence"
 Row = dict[str, Any]
 
@@ -64,6 +97,10 @@ def difference(after: list[float], before: list[float]) -> str:
 
 def percent(right: list[float]) -> str:
     return f"{statistics.mean(right):.1%}"
+
+
+def setting(row: Row) -> str:
+    return f"temperature {row['temperature']}, guidance {row['guidance']}"
 
 
 def score(row: Row) -> float:
@@ -104,7 +141,7 @@ def page(result: Row) -> str:
                 for r in result["supervised"]
             ],
         ),
-        *(of_estimators(result) if result["estimators"] else []),
+        *(of_methods(result) if result["methods"] else []),
     ]
     return "\n".join(lines)
 
@@ -119,8 +156,7 @@ def compared(result: Row) -> list[str]:
     ]
     tuned: list[Row] = result.get("tuned", [])
     rows += [
-        f"RL, seed {r['seed']}, drawn as the best of sampling | {percent(r['right'])}"
-        f" | {difference(r['right'], start)} |"
+        f"RL, seed {r['seed']}, at {setting(r)} | {percent(r['right'])} | {difference(r['right'], start)} |"
         for r in tuned
     ]
     ahead = []
@@ -129,7 +165,7 @@ def compared(result: Row) -> list[str]:
             continue
         best = max(result[part], key=score)
         said = (
-            f"starter at temperature {best['temperature']}, guidance {best['guidance']}"
+            f"starter at {setting(best)}"
             if part == "sampling"
             else f"further supervised training at {best['rate']:g} (Muon 20 times that, fresh warm-up, linear"
             " decay, other examples)"
@@ -142,17 +178,21 @@ def compared(result: Row) -> list[str]:
         if runs:
             mean = np.mean([run["right"] for run in runs], axis=0).tolist()
             ahead.append(f" It is {difference(mean, best['right'])} points ahead of the best of {part}.")
-            if tuned and part == "sampling":
-                mean = np.mean([run["right"] for run in tuned], axis=0).tolist()
-                ahead.append(f" Drawn with that setting, it is {difference(mean, best['right'])} ahead.")
+            for how in dict.fromkeys(setting(run) for run in tuned if part == "sampling"):
+                mean = np.mean([run["right"] for run in tuned if setting(run) == how], axis=0).tolist()
+                ahead.append(f" Drawn at {how}, it is {difference(mean, best['right'])} ahead of that.")
     lines = table("| | right | difference | seconds |", rows)
     if runs:
         gains = [gain(run) for run in runs]
+        both = (
+            " RL is also drawn as is best for the starter, and as is best for its own first seed, by one"
+            " drawing a prompt."
+        )
         lines += [
             f"RL's mean gain is {statistics.mean(gains):+.1f} points (standard deviation over seeds"
             f" {statistics.stdev(gains) if len(gains) > 1 else 0:.1f}).{''.join(ahead)} The baselines'"
             " settings are those that were best on the test prompts themselves, which favours them; how the"
-            " demo's own were chosen is told in README.md."
+            f" demo's own were chosen is told in README.md.{both if tuned else ''}"
             f" Largest peak memory of a run: {max(run['peak_gib'] for run in runs):.1f} GiB.",
             "",
         ]
@@ -166,20 +206,32 @@ def unseen(runs: list[Row]) -> list[str]:
     return ["What no reward sees, mean over seeds:", "", *table("| | before | after |", rows)]
 
 
-def of_estimators(result: Row) -> list[str]:
-    """The three estimators beside each other."""
+def of_methods(result: Row) -> list[str]:
+    """The methods beside each other."""
     rows = [
         f"{r['name']} | {r['seed']} | {percent(r['before'])} | {percent(r['right'])}"
         f" | {difference(r['right'], r['before'])} | {r['seconds'] / r['steps']:.2f}"
-        for r in result["estimators"]
+        f" | {r['unseen']['background_drift'][1]:.3f}"
+        for r in result["methods"]
     ]
     return [
-        "What counts as an action (see `triptych.kernels.masked`). Tokens are committed in the demo's order"
-        " unless the name says confidence, before, while and after training; the demo's own is"
-        f" {result['own']}.",
+        "Other ways to learn from as many optimizer steps, else by the demo's settings (masked tokens:"
+        " `triptych.kernels.masked`; latents: `triptych.kernels.flow`). What a name says of order or noise"
+        f" holds before, while and after training. The demo's own is {result['own']}.",
         "",
-        *table("| estimator | seed | before | after | difference | seconds a step |", rows),
+        *table("| method | seed | before | after | difference | seconds a step | background drift |", rows),
     ]
+
+
+def changed(settings: Any, changes: Row) -> Any:
+    """A dataclass with other values in some fields, and in fields of fields."""
+    return replace(
+        settings,
+        **{
+            name: changed(getattr(settings, name), value) if isinstance(value, dict) else value
+            for name, value in changes.items()
+        },
+    )
 
 
 # -- the parts ---------------------------------------------------------------------------------------
@@ -190,25 +242,28 @@ class Parts:
         self.model, self.folder, self.seeds = model, folder, seeds
         self.config = demo(model).config
         assert isinstance(self.config, PolicyConfig)
-        own = self.config.rollout.draw.unmask
-        self.own = next((n for n, change in ESTIMATORS.items() if replace(own, **change) == own), "own")
+        self.methods, own = METHODS[model], self.config
+        self.own = next((name for name, change in self.methods.items() if changed(own, change) == own), "own")
 
-    def arm(self, name: str = "RL", trained: bool = True, draw: Row | None = None, **changed: Any) -> Arm:
-        settings = {k: v for k, v in vars(self.config).items() if k not in ("model", "seed")} | changed
-        return Arm(name, "demo", f"starters/{self.model}", settings, trained, draw or {})
+    def arm(self, name: str = "RL", trained: bool = True, draw: Row | None = None) -> Arm:
+        config, recipe, left = changed(self.config, self.methods.get(name, {})), "demo", {"model", "seed"}
+        if name == NFT:
+            recipe, left = "unirl_zero.t2i.nft", left | {"loss", "draw_loss", "rollout", "learn_from"}
+        settings = {k: v for k, v in vars(config).items() if k not in left}
+        return Arm(name, recipe, f"starters/{self.model}", settings, trained, draw or {})
 
-    def experiment(self, arm: Arm, seeds: Sequence[int]) -> Experiment:
-        measure = replace(GENERATION, tasks=PROMPTS, drawings=DRAWINGS)
+    def experiment(self, arm: Arm, seeds: Sequence[int], drawings: int = DRAWINGS) -> Experiment:
+        measure = replace(GENERATION, tasks=PROMPTS, drawings=drawings)
         return Experiment(Claim("demo", "", [self.arm(), arm], [measure], []), self.folder, seeds)
 
-    def right(self, arm: Arm, seed: int) -> list[float]:
+    def right(self, arm: Arm, seed: int, drawings: int = DRAWINGS) -> list[float]:
         """The share of right drawings of every test prompt."""
-        scores = self.experiment(arm, [seed]).scores(arm)["generation"]
+        scores = self.experiment(arm, [seed], drawings).scores(arm)["generation"]
         return [float(share) for share in scores.mean(axis=(0, 2))]
 
-    def rl(self, seed: int, name: str = "RL", **changed: Any) -> Row:
+    def rl(self, seed: int, name: str = "RL") -> Row:
         """One RL run: its score by prompt before and after, what no reward sees, and its cost."""
-        arm = self.arm(name, **changed)
+        arm = self.arm(name)
         run = told(self.experiment(arm, [seed]).run(arm, seed))
         about = {"name": name, "seconds": 60 * run["minutes"], "unseen": run["heldout"]}
         scores = {"before": self.right(replace(arm, trained=False), seed), "right": self.right(arm, seed)}
@@ -218,10 +273,10 @@ class Parts:
         about = {"temperature": temperature, "guidance": guidance}
         return about | {"right": self.right(self.arm("sampling", False, about), 0)}
 
-    def tuned(self, seed: int, best: Row) -> Row:
-        """A run of RL that draws with the sampling that was best for the starter."""
-        draw = {name: best[name] for name in ("temperature", "guidance")}
-        return {"seed": seed, **draw, "right": self.right(self.arm(draw=draw), seed)}
+    def tuned(self, seed: int, temperature: float, guidance: float, drawings: int = DRAWINGS) -> Row:
+        """A run of RL that draws otherwise than it learned."""
+        draw = {"temperature": temperature, "guidance": guidance}
+        return {"seed": seed, **draw, "right": self.right(self.arm(draw=draw), seed, drawings)}
 
     def supervised(self, rate: float) -> Row:
         arm = supervised(self.model, rate)
@@ -231,15 +286,13 @@ class Parts:
         right = experiment.scores(arm)["generation"].mean(axis=(0, 2)).tolist()
         return {"rate": rate, "steps": run["steps"], "seconds": 60 * run["minutes"], "right": right}
 
-    def estimators(self, seeds: Sequence[int]) -> list[Row]:
-        def row(name: str, seed: int) -> Row:
-            if name == self.own:
-                return {**self.rl(seed), "name": name}
-            rollout = self.config.rollout
-            unmask = replace(rollout.draw.unmask, **ESTIMATORS[name])
-            return self.rl(seed, name, rollout=replace(rollout, draw=replace(rollout.draw, unmask=unmask)))
+    def others(self, seeds: Sequence[int]) -> list[Row]:
+        """The demo's own method and its rivals."""
 
-        first = {name: row(name, seeds[0]) for name in dict.fromkeys([self.own, *ESTIMATORS])}
+        def row(name: str, seed: int) -> Row:
+            return {**self.rl(seed), "name": name} if name == self.own else self.rl(seed, name)
+
+        first = {name: row(name, seeds[0]) for name in dict.fromkeys([self.own, *self.methods])}
         second = max((name for name in first if name != self.own), key=lambda name: gain(first[name]))
         rest = [row(name, seed) for seed, name in product(seeds[1:], (self.own, second))]
         return sorted([*first.values(), *rest], key=lambda row: (row["name"] != self.own, row["name"]))
@@ -251,12 +304,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/claims"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--parts", nargs="+", default=["rl", "sampling", "supervised"])
-    parser.add_argument("--estimator-seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--method-seeds", type=int, nargs="+", default=[0])
     asked = parser.parse_args(arguments)
     parts, wanted = Parts(asked.model, asked.folder, asked.seeds), asked.parts
-    if "estimators" in wanted and asked.model == "janus":
-        raise SystemExit("estimators are of masked tokens: Janus has one way to score")
-    settings = sorted(product(TEMPERATURES, GUIDANCES))
+    if "methods" in wanted and not parts.methods:
+        raise SystemExit("methods are of masked tokens and of latents: Janus' demo has one way to learn")
+    temperatures = TEMPERATURES[:1] if asked.model == "unirl_zero" else TEMPERATURES  # latents have none
+    settings = sorted(product(temperatures, GUIDANCES))
     result = {
         "model": asked.model,
         "date": date.today().isoformat(),
@@ -268,11 +322,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "rl": [parts.rl(seed) for seed in asked.seeds if "rl" in wanted],
         "sampling": [parts.sampling(*each) for each in settings if "sampling" in wanted],
         "supervised": [parts.supervised(rate) for rate in LEARNING_RATES if "supervised" in wanted],
-        "estimators": parts.estimators(asked.estimator_seeds) if "estimators" in wanted else [],
+        "methods": parts.others(asked.method_seeds) if "methods" in wanted else [],
     }
     if result["rl"] and result["sampling"]:
-        best = max(result["sampling"], key=score)
-        result["tuned"] = [parts.tuned(seed, best) for seed in asked.seeds]
+        tried = (result["sampling"], [parts.tuned(asked.seeds[0], *each, drawings=1) for each in settings])
+        best = dict.fromkeys(
+            (row["temperature"], row["guidance"]) for row in (max(t, key=score) for t in tried)
+        )
+        result["tuned"] = [parts.tuned(seed, *each) for each in best for seed in asked.seeds]
     EVIDENCE.mkdir(parents=True, exist_ok=True)
     file = EVIDENCE / demo(asked.model).name
     file.with_suffix(".json").write_text(json.dumps(result, default=str))

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from triptych.claims.experiment import Arm, Claim
+from triptych.recipes import find
+from triptych.recipes.base import with_settings
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "demo_claim.py"
@@ -41,11 +43,13 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
                     {"trajectory": 0.6, "random_mask": 0.3, "exact": 0.5}[unmask.estimator] if unmask else 0.4
                 )
                 right += 0.05 * (unmask is not None and unmask.order == "confidence")
+                right += 0.02 * (arm.draw.get("temperature") == 0.6)
             return {"generation": np.full((1, 6, 4), right)}
 
     def told(run: tuple[Arm, int]) -> dict[str, Any]:
+        unseen = {"diversity": (0.2, 0.1), "background_drift": (0.0, 0.25)}
         cost = {"minutes": 0.5, "cpu_minutes": 0.6, "peak_gib": 1.0}
-        return {"seed": run[1], "steps": 60, **cost, "heldout": {"diversity": (0.2, 0.1)}}
+        return {"seed": run[1], "steps": 60, **cost, "heldout": unseen}
 
     monkeypatch.setattr(module, "Experiment", Stub)
     monkeypatch.setattr(module, "told", told)
@@ -54,16 +58,18 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     return module
 
 
-def test_the_published_page_is_what_its_numbers_say(script: Any) -> None:
-    published = ROOT / "docs" / "evidence" / "demo"
+@pytest.mark.parametrize(
+    "published", sorted((ROOT / "docs" / "evidence").glob("demo*.md")), ids=lambda p: p.stem
+)
+def test_the_published_page_is_what_its_numbers_say(script: Any, published: Path) -> None:
     result = json.loads(published.with_suffix(".json").read_text())
     same = script.page(result) == published.with_suffix(".md").read_text()
     assert same, "the page and its JSON differ"
 
 
 def test_the_parts_of_a_masked_model(script: Any, tmp_path: Path) -> None:
-    parts = ["--parts", "rl", "sampling", "supervised", "estimators"]
-    script.main(["--model", "showo", "--seeds", "0", "1", *parts, "--estimator-seeds", "0", "2"])
+    parts = ["--parts", "rl", "sampling", "supervised", "methods"]
+    script.main(["--model", "showo", "--seeds", "0", "1", *parts, "--method-seeds", "0", "2"])
     runs, scores = script.asked["runs"], script.asked["scores"]
     assert {arm.start for arm, _ in runs} == {"starters/showo"}
     policies = [(arm.name, seeds) for arm, seeds in runs if arm.recipe == "demo"]
@@ -77,23 +83,56 @@ def test_the_parts_of_a_masked_model(script: Any, tmp_path: Path) -> None:
     assert [arm.settings["optimizer"].lr for arm, _ in more] == [1e-4, 3e-4, 1e-3]
     assert {(arm.time_of, seeds, arm.settings["seed"]) for arm, seeds in more} == {("RL", (0, 1), 1)}
     drawn = [(arm.trained, arm.draw["temperature"], arm.draw["guidance"]) for arm in scores if arm.draw]
-    assert len(set(drawn)) == len(drawn) - 1 == 9 + 1, "nine for the starter, its best for both seeds of RL"
-    assert [guidance for trained, _, guidance in drawn if trained] == [2.5, 2.5]
-
+    assert len({each for each in drawn if not each[0]}) == 9, "nine for the starter"
+    of_rl = [(temperature, guidance) for trained, temperature, guidance in drawn if trained]
+    assert len(set(of_rl[:9])) == 9, "nine for RL"
+    assert set(of_rl[9:]) == {(0.6, 2.5), (0.6, 1.0)}, "the best of either for both seeds"
     page = (tmp_path / "evidence" / "demo-showo.md").read_text()
     assert "| RL, seed 0 | 60.0% | +40.0 (+40.0 to +40.0) | 30 |" in page
-    assert "| exact-confidence | 2 | 20.0% | 55.0% | +35.0 (" in page and "| 0.50 |" in page
+    assert "| exact-confidence | 2 | 20.0% | 55.0% | +35.0 (" in page and "| 0.50 | 0.250 |" in page
     assert "guidance 2.5: best of 9 settings | 45.0%" in page and "best of 3 learning rates | 40.0%" in page
-    assert "| RL, seed 1, drawn as the best of sampling | 60.0% | +40.0 (+40.0 to +40.0) |" in page
-    assert "Drawn with that setting, it is +15.0 (" in page
+    assert "| RL, seed 1, at temperature 0.6, guidance 1.0 | 62.0% | +42.0 (+42.0 to +42.0) |" in page
+    assert "Drawn at temperature 0.6, guidance 2.5, it is +17.0 (" in page
     assert "RL's mean gain is +40.0 points" in page and "| diversity | 0.200 | 0.100 |" in page
     result = json.loads((tmp_path / "evidence" / "demo-showo.json").read_text())
-    assert result["before"] == [0.2] * 6 and len(result["estimators"]) == 6
+    assert result["before"] == [0.2] * 6 and len(result["methods"]) == 6
+
+
+def test_the_parts_of_a_model_of_latents(script: Any, tmp_path: Path) -> None:
+    script.main(["--model", "unirl_zero", "--seeds", "0", "--parts", "sampling", "methods"])
+    drawn = [arm.draw for arm in script.asked["scores"] if arm.draw]
+    assert drawn == [{"temperature": 1.0, "guidance": g} for g in (1.0, 1.5, 2.5)], (
+        "latents have no temperature"
+    )
+    arms = {arm.name: arm for arm, _ in script.asked["runs"]}
+    assert list(arms) == ["RL", *list(script.OF_LATENTS)[1:]], "the demo's own, and nine more"
+    demo = arms["RL"].settings
+
+    def differs(name: str) -> dict[str, Any]:
+        settings = arms[name].settings
+        found = {key: settings[key] for key in settings if settings[key] != demo[key]}
+        draw = found.pop("rollout").draw.denoise if "rollout" in found else None
+        own = demo["rollout"].draw.denoise
+        changes = {k: v for k, v in vars(draw).items() if v != getattr(own, k)} if draw else {}
+        return found | changes
+
+    assert differs("Flow-SDE, every step") == {"window": 0} and differs("CPS") == {"noise": "cps"}
+    assert differs("Dance-SDE") == {"noise": "dance"} and differs("branches of one path") == {
+        "start": "shared"
+    }
+    assert differs("GRPO-Guard")["loss"].ratio == "guard" and differs("Flow-DPPO")["loss"].objective == "dppo"
+    assert differs("clip at a tenth")["loss"].clip_high == demo["loss"].clip_high / 10
+    assert differs("clip at ten times")["loss"].clip_low == demo["loss"].clip_low * 10
+    nft = arms["DiffusionNFT"]
+    assert nft.recipe == "unirl_zero.t2i.nft" and nft.settings["steps"] == demo["steps"]
+    assert with_settings(find(nft.recipe), **nft.settings).config.rollout.draw.denoise.noise == "ode"
+    page = (tmp_path / "evidence" / "demo-unirl_zero.md").read_text()
+    assert "| Flow-SDE, a window | 0 |" in page and "own is Flow-SDE, a window." in page
 
 
 def test_janus_has_one_way_to_score(script: Any, tmp_path: Path) -> None:
     script.main(["--parts", "sampling"])
     assert len(script.asked["scores"]) == 1 + 9 and not script.asked["runs"]
     assert (tmp_path / "evidence" / "demo.md").exists()
-    with pytest.raises(SystemExit, match="estimators are of masked tokens"):
-        script.main(["--parts", "estimators"])
+    with pytest.raises(SystemExit, match="methods are of masked"):
+        script.main(["--parts", "methods"])

@@ -185,20 +185,25 @@ def steps_in(minutes: float, made: Recipe, run: Path) -> int:
     if (run / "config.json").exists():
         return int(json.loads((run / "config.json").read_text())["config"]["steps"])
     trial = train(with_settings(made, steps=8), run.with_name("trial"), overwrite=True)
-    rows = (trial / "metrics.jsonl").read_text().splitlines()
-    return max(10, round(60 * minutes / statistics.median(json.loads(row)["seconds"] for row in rows)))
+    return max(10, round(60 * minutes / _pace(trial)))
+
+
+def _pace(run: Path) -> float:
+    """Seconds that a step takes, the median: one during which the machine slept tells nothing."""
+    rows = (run / "metrics.jsonl").read_text().splitlines()
+    return statistics.median(json.loads(row)["seconds"] for row in rows)
 
 
 def told(run: Path) -> dict[str, Any]:
     """A finished run: steps, cost, and what its own evaluations told beside the score, before and after."""
-    files = ("config.json", "summary.json", "cost.json")
-    about, summary, (cpu, peak) = (json.loads((run / name).read_text()) for name in files)
+    about, (cpu, peak) = (json.loads((run / name).read_text()) for name in ("config.json", "cost.json"))
     first, *_, last = (row.get("heldout", {}) for row in read_evaluations(run))
+    steps = about["config"]["steps"]
     return {
         "run": run.name,
         "seed": about["config"]["seed"],
-        "steps": about["config"]["steps"],
-        "minutes": (summary.get("rl_seconds") or summary["train_seconds"]) / 60,
+        "steps": steps,
+        "minutes": steps * _pace(run) / 60,
         "cpu_minutes": cpu / 60,
         "peak_gib": peak,
         "heldout": {name: (first[name], last[name]) for name in first if name in last},

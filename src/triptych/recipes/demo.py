@@ -65,7 +65,7 @@ DENOISED = replace(
 DEMOS = {
     "janus": JANUS,
     "showo": replace(MASKED, model="starters/showo"),
-    "unigen": replace(MASKED, model="starters/unigen"),
+    "unigen": replace(MASKED, model="starters/unigen", steps=48),
     "unirl_zero": DENOISED,
 }
 """The demo's settings for each starter, and for models of its family."""
