@@ -7,9 +7,8 @@
 - supervised: as many seconds of further supervised training as RL took, fresh warm-up, linear decay, the best
   of three learning rates (again chosen on the test prompts).
 - methods (not for Janus): other ways to learn from as many optimizer steps, else by the demo's settings. Of
-  masked tokens what counts as an action, and in which order they are committed; of latents what is drawn,
-  and the objective. All with the first of ``--method-seeds``; the demo's own and the best of the others with
-  the rest of them too.
+  masked tokens what counts as an action; of latents what is drawn, and the objective. All with the first of
+  ``--method-seeds``; the demo's own and the best of the others with the rest of them too.
 
 Everything is scored alike: GenEval's official rule, 360 held-out prompts, four drawings each, with the
 same drawing seeds throughout. Differences are paired by prompt; their intervals are bootstrapped over
@@ -62,7 +61,6 @@ OF_MASKED_TOKENS = {
     "trajectory": _unmask(estimator="trajectory"),
     "random_mask": _unmask(estimator="random_mask"),
     "exact": _unmask(estimator="exact"),
-    "exact-confidence": _unmask(estimator="exact", order="confidence"),
 }
 OF_LATENTS = {
     "Flow-SDE, a window": {},

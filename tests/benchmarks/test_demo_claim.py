@@ -42,7 +42,6 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
                 right = (
                     {"trajectory": 0.6, "random_mask": 0.3, "exact": 0.5}[unmask.estimator] if unmask else 0.4
                 )
-                right += 0.05 * (unmask is not None and unmask.order == "confidence")
                 right += 0.02 * (arm.draw.get("temperature") == 0.6)
             return {"generation": np.full((1, 6, 4), right)}
 
@@ -74,9 +73,8 @@ def test_the_parts_of_a_masked_model(script: Any, tmp_path: Path) -> None:
     assert {arm.start for arm, _ in runs} == {"starters/showo"}
     policies = [(arm.name, seeds) for arm, seeds in runs if arm.recipe == "demo"]
     assert policies[:2] == [("RL", (0,)), ("RL", (1,))]
-    assert [name for name, _ in policies[2:]] == ["RL", "random_mask", "exact", "exact-confidence", "RL",
-                                                  "exact-confidence"]  # fmt: skip
-    assert [seeds for _, seeds in policies[2:]] == [(0,)] * 4 + [(2,)] * 2, "own and runner-up again"
+    assert [name for name, _ in policies[2:]] == ["RL", "random_mask", "exact", "RL", "exact"]
+    assert [seeds for _, seeds in policies[2:]] == [(0,)] * 3 + [(2,)] * 2, "own and runner-up again"
     unmasks = [arm.settings["rollout"].draw.unmask for arm, _ in runs if arm.recipe == "demo"]
     assert {(u.steps, u.trained) for u in unmasks} == {(8, 3)}, "else as the demo"
     more = [(arm, seeds) for arm, seeds in runs if arm.recipe == "starters.showo"]
@@ -89,13 +87,13 @@ def test_the_parts_of_a_masked_model(script: Any, tmp_path: Path) -> None:
     assert set(of_rl[9:]) == {(0.6, 2.5), (0.6, 1.0)}, "the best of either for both seeds"
     page = (tmp_path / "evidence" / "demo-showo.md").read_text()
     assert "| RL, seed 0 | 60.0% | +40.0 (+40.0 to +40.0) | 30 |" in page
-    assert "| exact-confidence | 2 | 20.0% | 55.0% | +35.0 (" in page and "| 0.50 | 0.250 |" in page
+    assert "| exact | 2 | 20.0% | 50.0% | +30.0 (" in page and "| 0.50 | 0.250 |" in page
     assert "guidance 2.5: best of 9 settings | 45.0%" in page and "best of 3 learning rates | 40.0%" in page
     assert "| RL, seed 1, at temperature 0.6, guidance 1.0 | 62.0% | +42.0 (+42.0 to +42.0) |" in page
     assert "Drawn at temperature 0.6, guidance 2.5, it is +17.0 (" in page
     assert "RL's mean gain is +40.0 points" in page and "| diversity | 0.200 | 0.100 |" in page
     result = json.loads((tmp_path / "evidence" / "demo-showo.json").read_text())
-    assert result["before"] == [0.2] * 6 and len(result["methods"]) == 6
+    assert result["before"] == [0.2] * 6 and len(result["methods"]) == 5
 
 
 def test_the_parts_of_a_model_of_latents(script: Any, tmp_path: Path) -> None:
