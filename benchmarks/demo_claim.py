@@ -175,13 +175,14 @@ def compared(result: Row) -> list[str]:
         )
         if runs:
             mean = np.mean([run["right"] for run in runs], axis=0).tolist()
-            ahead.append(f" It is {difference(mean, best['right'])} points ahead of the best of {part}.")
+            ahead.append(f" Against the best of {part} it has {difference(mean, best['right'])} points.")
             for how in dict.fromkeys(setting(run) for run in tuned if part == "sampling"):
                 mean = np.mean([run["right"] for run in tuned if setting(run) == how], axis=0).tolist()
-                ahead.append(f" Drawn at {how}, it is {difference(mean, best['right'])} ahead of that.")
+                ahead.append(f" Drawn at {how}, it has {difference(mean, best['right'])} against that.")
     lines = table("| | right | difference | seconds |", rows)
     if runs:
         gains = [gain(run) for run in runs]
+        told_in = "docs/masked.md" if METHODS[result["model"]] is OF_MASKED_TOKENS else "README.md"
         both = (
             " RL is also drawn as is best for the starter, and as is best for its own first seed, by one"
             " drawing a prompt."
@@ -190,7 +191,7 @@ def compared(result: Row) -> list[str]:
             f"RL's mean gain is {statistics.mean(gains):+.1f} points (standard deviation over seeds"
             f" {statistics.stdev(gains) if len(gains) > 1 else 0:.1f}).{''.join(ahead)} The baselines'"
             " settings are those that were best on the test prompts themselves, which favours them; how the"
-            f" demo's own were chosen is told in README.md.{both if tuned else ''}"
+            f" demo's own were chosen is told in {told_in}.{both if tuned else ''}"
             f" Largest peak memory of a run: {max(run['peak_gib'] for run in runs):.1f} GiB.",
             "",
         ]

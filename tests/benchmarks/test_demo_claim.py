@@ -90,7 +90,7 @@ def test_the_parts_of_a_masked_model(script: Any, tmp_path: Path) -> None:
     assert "| exact | 2 | 20.0% | 50.0% | +30.0 (" in page and "| 0.50 | 0.250 |" in page
     assert "guidance 2.5: best of 9 settings | 45.0%" in page and "best of 3 learning rates | 40.0%" in page
     assert "| RL, seed 1, at temperature 0.6, guidance 1.0 | 62.0% | +42.0 (+42.0 to +42.0) |" in page
-    assert "Drawn at temperature 0.6, guidance 2.5, it is +17.0 (" in page
+    assert "Drawn at temperature 0.6, guidance 2.5, it has +17.0 (" in page
     assert "RL's mean gain is +40.0 points" in page and "| diversity | 0.200 | 0.100 |" in page
     result = json.loads((tmp_path / "evidence" / "demo-showo.json").read_text())
     assert result["before"] == [0.2] * 6 and len(result["methods"]) == 5
