@@ -1,10 +1,10 @@
 """A step of GRPO on text: ours against TRL's GRPOTrainer, with the same tiny Qwen2, prompts and updates.
 
 The language model is that of UniGen's starter with random weights, so that hardly a text ends before
-``--words``. Both sides see the same prompts of the embedded world, ``--group`` texts of each, the same reward,
-and take one AdamW update a step over all of them, in fp32. Sides alternate, each time in a process of its own:
-the median step after ``--warm`` ones, and the process's peak memory. Printed are medians, and as ratios the
-median and the range over pairs of processes.
+``--words``. Both sides see the same prompts of the embedded world, ``--group`` texts of each and the same
+reward, and take one AdamW update a step over all of them, in fp32. Sides alternate, each time in a process of
+its own: the median step after ``--warm`` ones, and the process's peak memory. Printed are medians, and as
+ratios the median and the range over pairs of processes.
 
 One pair, one thread: 64 texts a step 2.6 s against 3.5, 16 texts 0.80 against 0.93. Both sides multiply the
 same matrices, which is most of it; in decoding ours moves as many keys and values through memory, too.
