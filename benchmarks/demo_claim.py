@@ -199,10 +199,10 @@ def compared(result: Row) -> list[str]:
 
 
 def unseen(runs: list[Row]) -> list[str]:
-    """What no reward sees, before and after."""
+    """What else was measured, before and after."""
     pairs = {name: np.mean([run["unseen"][name] for run in runs], axis=0) for name in runs[0]["unseen"]}
     rows = [f"{name} | {before:.3f} | {after:.3f}" for name, (before, after) in pairs.items()]
-    return ["What no reward sees, mean over seeds:", "", *table("| | before | after |", rows)]
+    return ["Beside the score, mean over seeds:", "", *table("| | before | after |", rows)]
 
 
 def of_methods(result: Row) -> list[str]:
@@ -261,7 +261,7 @@ class Parts:
         return [float(share) for share in scores.mean(axis=(0, 2))]
 
     def rl(self, seed: int, name: str = "RL") -> Row:
-        """One RL run: its score by prompt before and after, what no reward sees, and its cost."""
+        """One RL run: its score by prompt before and after, what else was measured, and its cost."""
         arm = self.arm(name)
         run = told(self.experiment(arm, [seed]).run(arm, seed))
         about = {"name": name, "seconds": 60 * run["minutes"], "unseen": run["heldout"]}
