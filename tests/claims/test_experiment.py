@@ -119,6 +119,17 @@ def test_what_is_finished_is_kept_and_what_changed_runs_again(toys: Toys, run: R
     assert run(RL)["arms"]["starter"]["scores"]["weight"] == [1.5] and len(toys.steps) == 12, "other weights"
 
 
+def test_minutes_leave_out_a_step_during_which_the_machine_slept(run: Run) -> None:
+    [found, _] = run(RL)["arms"]["RL"]["runs"]
+    metrics = Path("runs") / found["run"] / "metrics.jsonl"
+    rows = [json.loads(row) for row in metrics.read_text().splitlines()]
+    seconds = [2.0] * (len(rows) - 1) + [900.0]
+    metrics.write_text(
+        "".join(json.dumps(r | {"seconds": s}) + "\n" for r, s in zip(rows, seconds, strict=True))
+    )
+    assert experiment.told(metrics.parent)["minutes"] == pytest.approx(len(rows) * 2 / 60)
+
+
 def test_the_recipe_s_own_change_runs_again(toys: Toys, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run(RL)
     found = experiment.find
