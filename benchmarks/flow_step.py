@@ -39,12 +39,7 @@ def build(asked: argparse.Namespace) -> tuple[UniRLZeroModel, list[Prompt], list
     """A starter's sizes, random weights and codec, prompts of the world."""
     sizes = TinyUniRLZero()
     width = 3 * sizes.patch**2
-    codec = PatchLatentCodec(
-        torch.rand(sizes.codes, width),
-        torch.randn(width, sizes.channels),
-        torch.zeros(width),
-        torch.ones(sizes.channels),
-    )
+    codec = PatchLatentCodec(torch.rand(sizes.codes, width), torch.randn(sizes.codes, sizes.channels))
     model = tiny_unirl_zero(shapes_world.words(edits=True, reasoning=True), sizes, codec)
     tasks = shapes_world.train_tasks(asked.rows)
     keys = [NoiseKey(0, 1, task.id, 0, "image") for task in tasks]

@@ -81,8 +81,8 @@ def told_of_sources(model: UniRLZeroModel, seed: int) -> UniRLZeroModel:
 def patch_codec() -> PatchLatentCodec:
     """Seven patches of 2 x 2 pixels, known by four numbers each."""
     random = torch.Generator().manual_seed(0)
-    book, basis = (torch.rand(shape, generator=random) for shape in ((7, 12), (12, CHANNELS)))
-    return PatchLatentCodec(book, basis - 0.5, book.mean(0), torch.ones(CHANNELS))
+    book, points = (torch.rand(shape, generator=random) for shape in ((7, 12), (7, CHANNELS)))
+    return PatchLatentCodec(book, 4 * points - 2)
 
 
 def sd3() -> SD3Transformer2DModel:

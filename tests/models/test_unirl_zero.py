@@ -559,7 +559,7 @@ def test_what_does_not_apply_is_a_clear_error() -> None:
 
 def test_parts_that_do_not_fit_are_a_clear_error() -> None:
     model, codec = starter_unirl(), patch_codec()
-    narrow = PatchLatentCodec(codec.codebook, codec.basis[:, :3], codec.mean, codec.scale[:3])
+    narrow = PatchLatentCodec(codec.codebook, codec.points[:, :3])
     with pytest.raises(UserError, match="the codec has 3 channels, the diffusion expert 4"):
         UniRLZeroModel(model.network, model.tokenizer, narrow)
     more = tiny_unirl_zero([*WORDS, "more"], tiny_sizes(), codec)

@@ -1,10 +1,11 @@
 """Pictures to latents and back: the seam between what a diffusion expert denoises and its pixels.
 
-Public models bring an autoencoder of diffusers. Starters use a dictionary of patches: a latent holds the
-first principal components of a patch, and is decoded to the dictionary's nearest entry. On flat pictures a
-linear decoder needs many components; this one keeps them whole with four to a 4 x 4 patch, and forgives an
-inexact latent the more, the more components there are (``benchmarks/latent_codec.py`` measures it). In return
-it draws nothing that its dictionary lacks.
+Public models bring an autoencoder of diffusers. Starters use a dictionary of patches: each entry has a point
+among latents, and a latent is decoded to the entry whose point is nearest. What a point holds decides how
+soon a small model learns to draw: apart, and on the largest scale, where something is; then its outline and
+its colour. Noise hides the small before the large, so while a drawing forms its layout comes first, and a
+shape's colour is asked of the prompt when its place is known (docs/unirl_zero.md). The price: nothing is
+drawn that the dictionary lacks.
 
 Shape legend: B rows, c latent channels, f pixels a latent column stands for, K entries, p x p patches.
 """
@@ -22,47 +23,65 @@ from triptych.models.patch_codec import PatchCodec, nearest, patches_of
 from triptych.models.weights import INDEX, fill, read_config, read_state_dict
 
 VAE = "vae"
+ALIKE = 0.03
+"""How far a channel of a pixel may be from a background that it is part of, of 1."""
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 
 
 class PatchLatentCodec(nn.Module):
-    """A dictionary ``codebook [K, 3 p p]`` and directions: ``basis [3 p p, c]``, ``mean``, ``scale [c]``."""
+    """A dictionary ``codebook [K, 3 p p]``, and where its entries lie among latents: ``points [K, c]``."""
 
     FILE: ClassVar[str] = "latent_codec.safetensors"
-    NAMES: ClassVar[tuple[str, ...]] = ("codebook", "basis", "mean", "scale")
+    NAMES: ClassVar[tuple[str, ...]] = ("codebook", "points")
 
     codebook: Tensor
-    basis: Tensor
-    mean: Tensor
-    scale: Tensor
+    points: Tensor
 
-    def __init__(self, codebook: Tensor, basis: Tensor, mean: Tensor, scale: Tensor) -> None:
+    def __init__(self, codebook: Tensor, points: Tensor) -> None:
         super().__init__()
-        for name, value in zip(self.NAMES, (codebook, basis, mean, scale), strict=True):
+        for name, value in zip(self.NAMES, (codebook, points), strict=True):
             self.register_buffer(name, value)
-        self.channels, self.factor = basis.shape[1], PatchCodec(codebook).patch
+        self.channels, self.factor = points.shape[1], PatchCodec(codebook).patch
 
     @classmethod
-    def fit(cls, codec: PatchCodec, images: Tensor, channels: int) -> Self:
-        """Directions of most variance among patches of ``images [B, 3, H, W]``, scaled to unit spread."""
-        patches = patches_of(images, codec.patch).flatten(0, 1)
-        mean = patches.mean(0)
-        basis = torch.linalg.eigh(torch.cov((patches - mean).T)).eigenvectors.flip(1)[:, :channels]
-        return cls(codec.codebook, basis.contiguous(), mean, ((patches - mean) @ basis).std(0))
+    def fit(cls, codec: PatchCodec, images: Tensor, grounds: Tensor, channels: int) -> Self:
+        """Points that tell apart what is there, its outline, its colour, and what is behind it.
+
+        An entry's background is that of ``grounds [G, 3]`` which most of its pixels have; the rest is its
+        figure. Channels: the figure's share of the patch; ``channels - 5`` principal components of its
+        outline; three of its mean colour; the number of the background. How often an entry occurs in
+        ``images [B, 3, H, W]``, at least once, is its weight. Shares spread by 3, outlines and colours by 2
+        among figures.
+        """
+        which = nearest(patches_of(images, codec.patch).flatten(0, 1), codec.codebook)
+        often = torch.bincount(which, minlength=len(codec.codebook)).float().clamp(min=1)
+        pixels = codec.codebook.unflatten(1, (3, -1)).transpose(1, 2)
+        same = (pixels[:, None] - grounds[:, None]).abs().amax(3) < ALIKE
+        ground = same.sum(2).argmax(1)
+        figure = (~same[torch.arange(len(ground)), ground]).float()
+        share = figure.mean(1, keepdim=True)
+        seen = often * (share[:, 0] > 0)
+        colour = (figure[:, :, None] * pixels).sum(1) / figure.sum(1, keepdim=True).clamp(min=1)
+        points = [
+            3 * _components(share, often, 1),
+            2 * _components(figure - share, seen, channels - 5),
+            2 * _components(colour, seen, 3),
+            ground[:, None].float(),
+        ]
+        return cls(codec.codebook, torch.cat(points, 1))
 
     def encode(self, images: Tensor) -> Tensor:
-        """``[B, 3, H, W]`` in [0, 1] -> latents ``[B, c, H / f, W / f]`` fp32 of about unit scale."""
-        latents = self._project(patches_of(images.float(), self.factor)).transpose(1, 2)
-        return latents.unflatten(2, (images.shape[2] // self.factor, -1))
+        """``[B, 3, H, W]`` in [0, 1] -> latents ``[B, c, H / f, W / f]`` fp32, of nearest entries."""
+        patches = patches_of(images.float(), self.factor)
+        ids = nearest(patches.flatten(0, 1), self.codebook.float()).view(patches.shape[:2])
+        points = self.points.float()[ids].transpose(1, 2)
+        return points.unflatten(2, (images.shape[2] // self.factor, -1)).contiguous()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents ``[B, c, h, w]`` of a square picture -> ``[B, 3, f h, f w]`` fp32 in [0, 1]."""
-        points = latents.float().flatten(2).transpose(1, 2)
-        ids = nearest(points.flatten(0, 1), self._project(self.codebook)).view(points.shape[:2])
+        places = latents.float().flatten(2).transpose(1, 2)
+        ids = nearest(places.flatten(0, 1), self.points.float()).view(places.shape[:2])
         return PatchCodec(self.codebook).decode(ids)
-
-    def _project(self, patches: Tensor) -> Tensor:
-        return (patches - self.mean) @ self.basis / self.scale
 
     def save(self, folder: Path) -> None:
         """Write ``latent_codec.safetensors``."""
@@ -72,6 +91,18 @@ class PatchLatentCodec(nn.Module):
     def load(cls, folder: Path) -> Self:
         """Read what :meth:`save` wrote."""
         return cls(**load_file(folder / cls.FILE))
+
+
+def _components(values: Tensor, weights: Tensor, count: int) -> Tensor:
+    """``values [K, d]`` along the ``count`` directions in which they vary most, each of unit spread.
+
+    Both by ``weights [K]``; what weighs nothing stays at 0.
+    """
+    share = (weights / weights.sum())[:, None]
+    centred = (values - (share * values).sum(0)) * (weights > 0)[:, None]
+    directions = torch.linalg.eigh(centred.T @ (share * centred)).eigenvectors.flip(1)[:, :count]
+    found = centred @ directions
+    return found / (share * found.square()).sum(0).sqrt().clamp(min=1e-6)
 
 
 class AutoencoderCodec(nn.Module):

@@ -232,7 +232,8 @@ def tiny_unigen(
 class TinyUniRLZero(TinySizes):
     """Sizes of a small UniRL-Zero: its SANA, ``dm_width`` wide, denoises ``channels`` numbers a patch.
 
-    Unlike SANA-1.6B it is told positions, as SANA is at 2048 pixels.
+    Unlike SANA-1.6B it is told positions, as SANA is at 2048 pixels, and norms queries and keys, as SANA-1.5
+    does: without, it bears only low learning rates.
     """
 
     width: int = 160
@@ -243,11 +244,11 @@ class TinyUniRLZero(TinySizes):
     vision_layers: int = 2
     queries: int = 16
     connector_layers: int = 2
-    channels: int = 6
+    channels: int = 8
     codes: int = 2048
-    dm_width: int = 160
-    dm_layers: int = 6
-    dm_heads: int = 5
+    dm_width: int = 128
+    dm_layers: int = 5
+    dm_heads: int = 4
 
 
 LOOK_MARKS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
@@ -287,6 +288,7 @@ def tiny_unirl_zero(
             caption_channels=sizes.width,
             sample_size=sizes.side // sizes.patch,
             interpolation_scale=1,
+            qk_norm="rms_norm_across_heads",
         )
         pixels = sizes.side**2
         processor = Qwen2VLImageProcessorPil(

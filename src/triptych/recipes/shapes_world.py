@@ -279,7 +279,8 @@ def latent_codec(codes: int, channels: int, seed: int = 0) -> "PatchLatentCodec"
     """``channels`` numbers a patch, of the same pictures on both backgrounds, decoded by their dictionary."""
     from triptych.models.latent_codec import PatchLatentCodec  # brings diffusers, slow to import
 
-    return PatchLatentCodec.fit(codec(codes, seed, 2), _codec_pictures(seed, 2), channels)
+    grounds = torch.tensor(list(BACKGROUNDS.values())) / 255
+    return PatchLatentCodec.fit(codec(codes, seed, 2), _codec_pictures(seed, 2), grounds, channels)
 
 
 def _codec_pictures(seed: int, backgrounds: int = 1) -> Tensor:

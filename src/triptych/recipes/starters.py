@@ -41,8 +41,9 @@ DIFFERENCES = {
     "janus": """the VQ autoencoder, whose weights this folder therefore lacks. Everything else is the public
 layout; plain transformers opens it, reads with it and draws the same token ids.""",
     "showo": LOCAL,
-    "unirl_zero": """DC-AE: a latent holds six principal components of each patch, and is decoded to the
-dictionary's nearest entry. All else is built of the public classes.""",
+    "unirl_zero": """DC-AE: each has a point among latents, which holds apart how much of the patch a shape
+covers, its outline, its colour and the background; a latent is decoded to the entry with the nearest point.
+SANA norms queries and keys, as SANA-1.5 does. All else is built of the public classes.""",
     "unigen": f"""{LOCAL}
 Its SigLIP2 tower is small, and was trained with the rest: there is none of this size to take over. Further
 training leaves it frozen, as the paper does.""",
@@ -137,9 +138,20 @@ def unirl_zero() -> Recipe:
     config = replace(
         first.config,
         sizes=TinyUniRLZero(),
+        steps=2200,
         read_share=0.2,
+        read_first=150,
         edit_share=0.06,
-        more=dict(problem=0.04, question=0.04, rewrite=0.04, vague=0.06, critique=0.1, redraw=0.04),
+        more=dict(problem=0.02, question=0.03, rewrite=0.02, vague=0.06, critique=0.05, redraw=0.03),
+        weights={"draw": 4.0, "read": 1.0},
+        optimizer=OptimizerConfig(
+            kind="muon",
+            lr=2e-3,
+            muon_lr=0.02,
+            group_lr={"lm": 1e-3, "connector": 1e-3},
+            warmup=50,
+            decay=0.5,
+        ),
     )
     return replace(first, name="starters.unirl_zero", summary=SUMMARIES["starters.unirl_zero"], config=config)
 
