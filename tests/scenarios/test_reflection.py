@@ -44,12 +44,12 @@ def test_it_goes_on_until_a_drawing_is_found_right() -> None:
     assert (acting.diff(dim=0) <= 0).all(), "who stopped does not come back"
     assert acting[0].all() and acting[1].all()
     assert torch.equal(long.segments["second"].logp, short.segments["second"].logp)
-    for sample in long.samples:
+    for b, sample in enumerate(long.samples):
         wrong = [len(sample.texts[v]) % 2 for v in names[1::2] if v in sample.texts]
         drawn = [n for n in names[::2] if n in sample.pictures]
         assert all(wrong[:-1]) and len(drawn) == 1 + sum(wrong)
         assert sample.completion is sample.pictures[drawn[-1]]
-        second = long.segments["second_verdict"].context[long.samples.index(sample)]
+        second = long.segments["second_verdict"].context[b]
         if "second_verdict" in sample.texts:
             assert second == Prompt.of(sample.task.prompt, sample.pictures["second"], "is this ?")
 
