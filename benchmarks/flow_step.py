@@ -7,9 +7,10 @@ that a graph holds no more canvases than the plain one. Same weights, prompts, n
 runs alternate. Rows of their own: a window of steps, and branches from one starting noise, which learn from
 fewer steps. Peak memory is taken in processes of their own.
 
-At equal trained steps ours is about 1.15 times as fast in five sixths of the memory, and cannot be much more:
-both run the diffusion expert as often, forward and back, which is most of the work at these sizes; what is
-saved is the language model and the connector, eight times of nine. Window and branch halve the time.
+At equal trained steps ours was about 1.15 times as fast in five sixths of the memory (with an expert twice as
+large as the starter's is now), and cannot be much more: both run the diffusion expert as often, forward and
+back, which is most of the work at these sizes; what is saved is the language model and the connector, eight
+times of nine. Window and branch halve the time.
 
     python benchmarks/flow_step.py [--rows 32] [--micro 32] [--steps 10] [--guidance 3.5] [--runs 5]
 """

@@ -3,7 +3,7 @@
 Compares principal components of patches, decoded linearly or to the nearest entry of a dictionary, with the
 codec of the starters, whose points hold share, outline, colour and background apart. Latents are as they are,
 or inexact by normal noise of a share of their spread. Prints the share of scenes that are still right. How
-soon a model learns to draw with one of them is another question, see docs/architecture.md.
+soon a model learns to draw with one of them is another question, see docs/unirl_zero.md.
 
     python benchmarks/latent_codec.py starters/janus
 """
@@ -21,7 +21,6 @@ from triptych.models.latent_codec import PatchLatentCodec
 from triptych.models.patch_codec import PatchCodec, nearest, patches_of
 from triptych.recipes import shapes_world
 from triptych.shapes import sample_scene, screening_prompts, train_prompt
-from triptych.shapes.scenes import BACKGROUNDS
 
 NOISE = (0.0, 0.1, 0.2, 0.3)
 SCENES = 200
@@ -48,9 +47,7 @@ def codecs(dictionary: PatchCodec, known: Tensor, images: Tensor) -> Iterator[Co
         yield "components, linear", channels, latents, linear
         yield "components, dictionary", channels, latents, entry
     for channels in (6, 7, 8, 9):
-        codec = PatchLatentCodec.fit(
-            dictionary, known, torch.tensor(list(BACKGROUNDS.values())) / 255, channels
-        )
+        codec = PatchLatentCodec.fit(dictionary, known, shapes_world.GROUNDS, channels)
         found = codec.encode(images).flatten(2).transpose(1, 2)
         spread = found.flatten(0, 1).std(0).clamp(min=1e-6)
 

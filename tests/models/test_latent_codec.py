@@ -16,10 +16,8 @@ from triptych.models.latent_codec import AutoencoderCodec, PatchLatentCodec, ope
 from triptych.models.patch_codec import PatchCodec
 from triptych.recipes import shapes_world
 from triptych.shapes import sample_scene, test_prompts, train_prompt
-from triptych.shapes.scenes import BACKGROUNDS
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-GROUNDS = torch.tensor(list(BACKGROUNDS.values())) / 255
 
 
 def scenes(n: int, seed: int, train: bool) -> tuple[Tensor, list[dict]]:
@@ -30,7 +28,7 @@ def scenes(n: int, seed: int, train: bool) -> tuple[Tensor, list[dict]]:
 
 def of_shapes(channels: int) -> PatchLatentCodec:
     dictionary = PatchCodec(PatchCodec.load(starters_folder() / "janus").codebook.float())
-    return PatchLatentCodec.fit(dictionary, scenes(300, 1, True)[0], GROUNDS, channels)
+    return PatchLatentCodec.fit(dictionary, scenes(300, 1, True)[0], shapes_world.GROUNDS, channels)
 
 
 def share_right(images: Tensor, prompts: list[dict]) -> float:
@@ -54,7 +52,7 @@ def patch(left: Tensor, right: Tensor) -> Tensor:
     return torch.stack([left, right], 1)[:, None].expand(3, 2, 2).flatten()
 
 
-WHITE, GRAY = GROUNDS
+WHITE, GRAY = shapes_world.GROUNDS
 RED, BLUE = torch.tensor([0.8, 0.1, 0.2]), torch.tensor([0.1, 0.3, 0.9])
 ENTRIES = ((WHITE, WHITE), (GRAY, GRAY), (RED, RED), (RED, WHITE), (WHITE, RED), (BLUE, WHITE), (BLUE, GRAY))
 
@@ -63,7 +61,7 @@ def small() -> PatchLatentCodec:
     """Seven entries of 2 x 2 pixels, of which the first, plain white, is seen four times, the others once."""
     book = torch.stack([patch(*pair) for pair in ENTRIES])
     images = PatchCodec(book).decode(torch.tensor([[0, 0, 0, 0, 1, 2, 3, 4, 5], [6, 0, 1, 2, 3, 4, 5, 6, 0]]))
-    return PatchLatentCodec.fit(PatchCodec(book), images, GROUNDS, 6)
+    return PatchLatentCodec.fit(PatchCodec(book), images, shapes_world.GROUNDS, 6)
 
 
 def test_points_hold_share_outline_colour_and_background_apart() -> None:
@@ -79,6 +77,11 @@ def test_points_hold_share_outline_colour_and_background_apart() -> None:
     assert alike(colour, red, left, right) and alike(colour, blue, on_gray) and not alike(colour, red, blue)
     assert not bool(white[1:].any()) and not bool(gray[1:5].any())  # without a figure: no outline, no colour
     assert [float(point[ground]) for point in (white, gray, red, blue, on_gray)] == [0, 1, 0, 0, 1]
+
+
+def test_too_few_channels_are_a_clear_error() -> None:
+    with pytest.raises(UserError, match="takes 6 channels or more, got 5"):
+        of_shapes(5)
 
 
 def test_shares_spread_by_three_and_figures_by_two() -> None:

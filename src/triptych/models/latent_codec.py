@@ -51,8 +51,10 @@ class PatchLatentCodec(nn.Module):
         figure. Channels: the figure's share of the patch; ``channels - 5`` principal components of its
         outline; three of its mean colour; the number of the background. How often an entry occurs in
         ``images [B, 3, H, W]``, at least once, is its weight. Shares spread by 3, outlines and colours by 2
-        among figures.
+        among figures. Raises UserError for fewer than 6 channels.
         """
+        if channels < 6:
+            raise UserError(f"a patch's point takes 6 channels or more, got {channels}")
         which = nearest(patches_of(images, codec.patch).flatten(0, 1), codec.codebook)
         often = torch.bincount(which, minlength=len(codec.codebook)).float().clamp(min=1)
         pixels = codec.codebook.unflatten(1, (3, -1)).transpose(1, 2)

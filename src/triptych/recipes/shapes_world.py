@@ -62,6 +62,8 @@ RL_WEIGHTS = {
 """How often reinforcement learning sees each tag: those that a starter has still to learn, most."""
 UNSEEN = ("right_but_misread", "read_but_misdrawn", "shuffled_answers")
 """What of a self-quiz no reward sees."""
+GROUNDS = torch.tensor(list(BACKGROUNDS.values())) / 255
+"""The world's backgrounds ``[2, 3]``, white and gray."""
 READ_FIRST = 0.6
 """Share of questions at first: with few of them a small model goes on answering without looking."""
 
@@ -279,8 +281,7 @@ def latent_codec(codes: int, channels: int, seed: int = 0) -> "PatchLatentCodec"
     """``channels`` numbers a patch, of the same pictures on both backgrounds, decoded by their dictionary."""
     from triptych.models.latent_codec import PatchLatentCodec  # brings diffusers, slow to import
 
-    grounds = torch.tensor(list(BACKGROUNDS.values())) / 255
-    return PatchLatentCodec.fit(codec(codes, seed, 2), _codec_pictures(seed, 2), grounds, channels)
+    return PatchLatentCodec.fit(codec(codes, seed, 2), _codec_pictures(seed, 2), GROUNDS, channels)
 
 
 def _codec_pictures(seed: int, backgrounds: int = 1) -> Tensor:
