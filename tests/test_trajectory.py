@@ -323,6 +323,8 @@ def test_misshapen_records_of_denoised_pictures_are_refused(changed: dict[str, T
         ({"level": 1.1, "noise": "cps"}, "denoise.level must be above 0 and at most 1 with 'cps', got 1.1"),
         ({"shift": 0.0}, "denoise.shift must be positive, got 0.0"),
         ({"hold": 0}, "denoise.hold must be at least 1, got 0"),
+        ({"window": 3, "first": 7}, "denoise.first must leave the window before the last step, got 7"),
+        ({"first": 1}, "denoise.first must leave the window before the last step, got 1"),
         ({"noise": "ode", "window": 2}, "denoise.noise 'ode' draws at no step: leave window and start"),
         ({"noise": "ode", "start": "shared"}, "denoise.noise 'ode' draws at no step: leave window and start"),
         ({"noise": "sde"}, "denoise.noise must be flow, dance, cps or ode, got 'sde'"),

@@ -128,9 +128,10 @@ class Denoising:
     (coefficients-preserving), with strength ``level`` (above 0; for "cps" at most 1), see
     :mod:`triptych.kernels.flow`; "ode" puts back none, which leaves nothing to score. ``shift`` above 1 takes
     more of the steps at high noise. The last step is never drawn. A ``window`` of w steps draws those alone
-    (MixGRPO, arXiv 2507.21802); 0 is all others. It ``moves`` on by one step every ``hold`` training steps,
-    and round ("sliding"), or lies anywhere, anew for each group ("random"). ``start`` "shared" gives a group
-    one starting noise: with a window its drawings branch from one path.
+    (MixGRPO, arXiv 2507.21802); 0 is all others. It begins at step ``first`` (of 0, 1, ...) and ``moves`` on
+    by one every ``hold`` training steps, and round ("sliding"), or lies anywhere, anew for each group
+    ("random"), or stays ("still"). ``start`` "shared" gives a group one starting noise: with a window its
+    drawings branch from one path.
     """
 
     steps: int = 10
@@ -138,7 +139,8 @@ class Denoising:
     level: float = 0.7
     shift: float = 3.0
     window: int = 0
-    moves: Literal["sliding", "random"] = "sliding"
+    moves: Literal["sliding", "random", "still"] = "sliding"
+    first: int = 0
     hold: int = 1
     start: Literal["own", "shared"] = "own"
 
@@ -159,6 +161,8 @@ class Denoising:
             raise UserError(f"denoise.shift must be positive, got {self.shift}")
         if self.hold < 1:
             raise UserError(f"denoise.hold must be at least 1, got {self.hold}")
+        if not 0 <= self.first < self.steps - (self.window or self.steps - 1):
+            raise UserError(f"denoise.first must leave the window before the last step, got {self.first}")
         if self.noise == "ode" and (self.window or self.start == "shared"):
             raise UserError("denoise.noise 'ode' draws at no step: leave window and start at their defaults")
 

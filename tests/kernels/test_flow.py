@@ -348,6 +348,16 @@ def test_the_sliding_window_depends_on_the_training_step_alone() -> None:
     assert again.tolist() == [found[7], found[2]], "whatever came before, and whichever task"
 
 
+def test_a_window_begins_where_it_is_told_and_may_stay_there() -> None:
+    told = settings(steps=7, window=3, first=2)
+    found = [drawn_steps(keys(1, step), told)[0, 0].item() for step in range(1, 6)]
+    assert found == [2, 3, 0, 1, 2]
+    still = drawn_steps(
+        [*keys(1, 1), *keys(1, 5), *keys(1, -1)], settings(steps=7, window=3, first=2, moves="still")
+    )
+    assert still.tolist() == [[2, 3, 4]] * 3, "in an evaluation, too"
+
+
 @pytest.mark.parametrize("moves", ["sliding", "random"])
 def test_a_group_shares_its_window_and_not_its_noise(moves: str) -> None:
     denoise = settings(window=2, moves=moves)

@@ -389,6 +389,25 @@ def test_the_losses_of_any_split_add_up_in_value_and_gradient(
             torch.testing.assert_close(a, b, atol=allowed, rtol=allowed)
 
 
+def test_the_first_queries_learn_to_say_the_captions_of_an_example() -> None:
+    model, (drawing, *others) = starter_unirl(), examples()
+    width, plain = model.network.dm.captions, model.supervised_loss([drawing, *others])["draw"].total.item()
+    taught = replace(drawing, captions=torch.randn(2, width))
+    total = model.supervised_loss([taught, *others])["draw"].total
+    said = plain_condition((model.network, model.tokenizer), (text_of(drawing.prompt), ()), False)
+    assert taught.captions is not None
+    missed = float((said[:2] - taught.captions).square().mean())
+    assert missed > 0.5 and total.item() == pytest.approx(plain + missed, rel=1e-5)
+    (total - model.supervised_loss([drawing, *others])["draw"].total).backward()
+    sizes = {
+        name: sum(float(p.grad.abs().sum()) for p in group if p.grad is not None)
+        for name, group in model.parameter_groups().items()
+    }
+    assert min(sizes[name] for name in ("lm", "connector", "queries")) > 1e-3 > 1e-4 > sizes["dm"], (
+        "its own loss"
+    )
+
+
 def test_a_picture_learned_by_heart_is_drawn() -> None:
     """What is learned is what the sampler follows: from any noise, to the picture."""
     model, prompt, target = starter_unirl(), Prompt.of("a red circle"), picture(7)

@@ -62,8 +62,9 @@ def drawn_steps(keys: Sequence[NoiseKey], denoise: Denoising) -> Tensor:
         return torch.zeros(len(keys), 0, dtype=torch.long)
     width = denoise.window or denoise.steps - 1
     places = denoise.steps - width  # the window never reaches the last step
-    if denoise.moves == "sliding":
-        first = torch.tensor([(key.step - 1) // denoise.hold % places for key in keys])
+    if denoise.moves != "random":
+        moved = [(key.step - 1) // denoise.hold if denoise.moves == "sliding" else 0 for key in keys]
+        first = (denoise.first + torch.tensor(moved)) % places
     else:
         first = (uniforms(_shared(keys, "window"), 1)[:, 0] * places).long()
     return first[:, None] + torch.arange(width)

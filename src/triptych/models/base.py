@@ -68,7 +68,8 @@ class Example:
 
     ``unconditional`` hides the prompt the way guidance does: so a drawing model learns to be guided.
     Models that learn from masked or noised pictures take the randomness from ``key``, and how much is hidden
-    from ``time`` in (0, 1), where 0 hides all; None draws that too.
+    from ``time`` in (0, 1), where 0 hides all; None draws that too. ``captions [n, C]`` are what a diffusion
+    expert is to be told of the prompt: a model that asks by queries learns to say them with the first n.
     """
 
     prompt: Prompt
@@ -76,6 +77,7 @@ class Example:
     unconditional: bool = False
     key: NoiseKey = NoiseKey(0, 0, "", 0)
     time: float | None = None
+    captions: Tensor | None = None
 
 
 @dataclass(frozen=True)

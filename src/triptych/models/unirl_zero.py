@@ -59,7 +59,7 @@ from triptych.trajectory import (
 
 IMAGE = "<|image_pad|>"
 LOOK = f"<|vision_start|>{IMAGE}<|vision_end|>"
-SCORED_AT_ONCE = 2**18
+SCORED_AT_ONCE = 2**16
 """How many numbers of latents one forward may hold when steps are scored, if that is a step or more."""
 
 
@@ -185,20 +185,27 @@ class UniRLZeroModel(WritingModel):
 
     # -- learning ----------------------------------------------------------------------------------
     def _drawing_loss(self, examples: Sequence[Example]) -> LossSum:
-        """Flow matching: the mean squared error of the velocity, one element a drawing (METHODS 2)."""
+        """Flow matching: the mean squared error of the velocity, one element a drawing (METHODS 2).
+
+        Where an example has captions, that of the first queries' captions is added.
+        """
         clean = self._encode([e.target for e in examples if isinstance(e.target, Tensor)])
         drawn = normals([e.key for e in examples], 1 + clean[0].numel())[:, 1:]  # the first is the time's
         noise, sigma = drawn.to(clean).view_as(clean), noise_levels(examples).to(clean)
         told = torch.tensor([not e.unconditional for e in examples], device=self.device)
         prompts = [e.prompt for e in examples]
+        said = self._captions(prompts)
         velocity = self.network.dm(
             torch.lerp(clean, noise, sigma[:, None, None, None]),
             sigma,
-            self._captions(prompts) * told[:, None, None],
+            said * told[:, None, None],
             self._sources(prompts),
             recompute=self.recompute,
         )
         errors = (velocity - (noise - clean)).square().flatten(1).mean(1)
+        for b, example in enumerate(examples):
+            if (to := example.captions) is not None:
+                errors[b] += (said[b, : len(to)].to(errors) - to.to(errors)).square().mean()
         return LossSum(errors.sum(), torch.tensor(len(errors), device=self.device))
 
     def _drawing_count(self, examples: Sequence[Example]) -> int:

@@ -18,9 +18,10 @@ from triptych.evals.collusion import Shares, self_quiz
 from triptych.evals.drawing import diversity, evaluate_drawing, read_answers
 from triptych.evals.editing import Grades, grade, summarise_edits
 from triptych.evals.evaluation import Evaluation
-from triptych.evals.geneval import Metadata, Verdict, judge
+from triptych.evals.geneval import MIRRORED, Metadata, Verdict, judge
 from triptych.evals.intervals import share
 from triptych.evals.prompts import answer_to
+from triptych.kernels.noise import normals
 from triptych.models.base import Example, UnifiedModel
 from triptych.models.patch_codec import PatchCodec, fit
 from triptych.recipes.shapes_reasoning import EXAMPLES, items, name_of, picture_of, scene_in
@@ -192,12 +193,14 @@ def examples(
     edit_share: float = 0.0,
     read_first: int = 0,
     more: Mapping[str, float] | None = None,
+    captions: int = 0,
 ) -> Callable[[int], Sequence[Example]]:
     """Batches of supervised pairs as a pure function of the step: drawings, questions on pictures, edits.
 
     ``more`` has the shares of further kinds, :data:`triptych.recipes.shapes_reasoning.EXAMPLES`. The times of
     drawings lie one in each of equal parts of (0, 1), and so do those of every other kind: less noise in a
     batch's loss. In the ``read_first`` first steps at least :data:`READ_FIRST` of a batch are questions.
+    ``captions``: how wide a diffusion expert's captions are, if drawings are to teach them (:func:`phrases`).
     Raises UserError for an unknown kind, and for shares that together exceed a batch.
     """
     others = _counts(batch, more or {})
@@ -210,7 +213,7 @@ def examples(
         reads, edits = round(batch * share), round(batch * edit_share)
         draws = batch - reads - edits - sum(others.values())
         rng = np.random.default_rng([seed, step, 2])
-        drawn = [_draw(rng, *about) for about in _spread(draws, seed, step, "example", 4)]
+        drawn = [_draw(rng, captions, *about) for about in _spread(draws, seed, step, "example", 4)]
         read = [_read(rng) for _ in range(reads)]
         edited = [_edit(rng, *about) for about in _spread(edits, seed, step, "edit", 5)]
         return drawn + read + edited + [e for kind, n in others.items() for e in _more(kind, n, seed, step)]
@@ -244,7 +247,7 @@ def _spread(n: int, seed: int, step: int, name: str, stream: int) -> list[tuple[
     return [(NoiseKey(seed, step, name, i), float(time)) for i, time in enumerate(times)]
 
 
-def _draw(rng: np.random.Generator, key: NoiseKey, time: float) -> Example:
+def _draw(rng: np.random.Generator, captions: int, key: NoiseKey, time: float) -> Example:
     metadata = train_prompt(rng)
     return Example(
         prompt=Prompt.of(str(metadata["prompt"])),
@@ -252,7 +255,35 @@ def _draw(rng: np.random.Generator, key: NoiseKey, time: float) -> Example:
         unconditional=bool(rng.random() < HIDDEN),
         key=key,
         time=time,
+        captions=phrases(metadata, captions) if captions else None,
     )
+
+
+def phrases(metadata: Metadata, width: int) -> Tensor:
+    """What a text encoder would tell a diffusion expert, ``[2, width]``: a caption for each of two objects.
+
+    A caption adds up the codes of what a prompt says of one object, and of nothing else: how many, which
+    colour, which kind, on which side of the other. So what belongs together stands together. They come in
+    the prompt's order; of one object the second is zeros.
+    """
+    said = [[str(e["count"]), e["class"], e.get("color", "any")] for e in metadata["include"]]
+    for words, entry in zip(said, metadata["include"], strict=True):
+        if "position" in entry:
+            relation, other = entry["position"]
+            words.append(relation)
+            said[other].append(MIRRORED[relation])
+    found = torch.zeros(2, width)
+    if any("position" in entry for entry in metadata["include"]):
+        said.reverse()  # the prompt names the placed one first
+    for i, words in enumerate(said):
+        found[i] = torch.stack([_code(word, width) for word in words]).sum(0)
+    return found
+
+
+@cache
+def _code(word: str, width: int) -> Tensor:
+    """A word's direction among captions ``[width]``, of length about sqrt(width) / 2: any will do."""
+    return normals([NoiseKey(0, 0, word, 0, "code")], width)[0] / 2
 
 
 def _edit(rng: np.random.Generator, key: NoiseKey, time: float) -> Example:

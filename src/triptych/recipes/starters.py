@@ -177,9 +177,9 @@ def _fresh(sizes: Sizes, seed: int) -> UnifiedModel:
 
 
 def build(config: StarterConfig) -> Parts:
-    examples = shapes_world.examples(
-        config.batch, config.read_share, config.seed, config.edit_share, config.read_first, config.more
-    )
+    shares = (config.read_share, config.seed, config.edit_share, config.read_first, config.more)
+    captions = config.sizes.width if isinstance(config.sizes, TinyUniRLZero) else 0
+    examples = shapes_world.examples(config.batch, *shares, captions)
     return Parts(
         model=lambda: _model(config),
         learner=lambda m: SupervisedLearner(config, m, examples),
