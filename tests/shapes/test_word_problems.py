@@ -7,24 +7,29 @@ import numpy as np
 
 from triptych.evals.answers import NUMBER_WORDS
 from triptych.shapes.prompts import vocabulary
-from triptych.shapes.word_problems import SUMS, WORDS, WordProblem, test_problems, train_problem
+from triptych.shapes.word_problems import LONGER, SUMS, WORDS, WordProblem, test_problems, train_problem
 
 
-def train_problems(n: int) -> list[WordProblem]:
+def train_problems(n: int, longer: bool = False) -> list[WordProblem]:
     rng = np.random.default_rng(0)
-    return [train_problem(rng) for _ in range(n)]
+    return [train_problem(rng, longer) for _ in range(n)]
 
 
 def solved(problem: WordProblem) -> int:
     """From the question's own words, by its kind: an independent reading of the text."""
     first, *rest = [NUMBER_WORDS.index(w) for w in problem.question.split() if w in NUMBER_WORDS]
-    signs = {"add": [1], "plus": [1], "steps": [1, -1]}.get(problem.tag, [-1])
+    if problem.tag in ("twice", "less"):
+        return 2 * first + (rest[0] if problem.tag == "twice" else -rest[0])
+    signs = {"add": [1], "plus": [1], "steps": [1, -1], "both": [1, -1, -1]}.get(
+        problem.tag, [-1] * len(rest)
+    )
     return first + sum(sign * number for sign, number in zip(signs, rest, strict=True))
 
 
 def test_answer_and_thought_follow_from_the_question() -> None:
-    for problem in [*train_problems(300), *test_problems(210)]:
-        assert NUMBER_WORDS.index(problem.answer) == solved(problem) <= 10
+    longer = [*train_problems(300, longer=True), *test_problems(200, longer=True)]
+    for problem in [*train_problems(300), *test_problems(210), *longer]:
+        assert 0 < NUMBER_WORDS.index(problem.answer) == solved(problem) <= 10
         assert problem.thought.endswith(f"is {problem.answer}.")
         for a, sign, b, c in re.findall(r"(\w+) (plus|minus) (\w+) is (\w+)\.", problem.thought):
             x, y, z = (NUMBER_WORDS.index(word) for word in (a, b, c))
@@ -54,6 +59,16 @@ def test_train_and_test_share_no_sum_of_the_same_things() -> None:
     more = re.compile(r"more|fewer")
     two = {p.key for p in test if p.tag == "more"} | {p.key for p in train if p.tag == "fewer"}
     assert all(key.startswith("n minus m") and not more.search(key) for key in two), "the wording is no part"
+
+
+def test_longer_problems_take_a_step_more_in_words_that_are_known() -> None:
+    found = test_problems(400, longer=True)
+    assert Counter(p.tag for p in found) == dict.fromkeys(LONGER, 100)
+    assert {p.thought.count(".") for p in found if p.tag == "both"} == {3}
+    assert {p.thought.count(".") for p in found if p.tag != "both"} == {2}
+    said = set(re.findall(r"\w+", " ".join(p.question for p in found)))
+    assert said <= {*vocabulary(), *WORDS}
+    assert not {p.key for p in found} & {p.key for p in train_problems(4000, longer=True)}
 
 
 def test_words() -> None:

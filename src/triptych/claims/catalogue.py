@@ -96,7 +96,8 @@ ALL = (
     ),
     Claim(
         "Z5",
-        "RL on text reasoning raises the accuracy of answers to held-out word problems.",
+        "RL on text reasoning raises the accuracy of answers to held-out word problems, of a step more than"
+        " those that the starter was shown the solutions of.",
         [_zero("text", "starter", False), _zero("text")],
         [m.PROBLEMS],
         _above("RL", "starter", "answer"),

@@ -145,9 +145,16 @@ def _answers(by: Actor, scenario: Scenario, tasks: Sequence[Task]) -> Columns:
 
 
 def _problems(by: Actor) -> Columns:
-    """Distinct ones: the generator asks some of them again."""
-    found = {task.prompt: task for task in shapes_reasoning.problem_tasks(2 * by.tasks)}
-    return _answers(by, TextReasoning(), list(found.values())[: by.tasks])
+    """Answers to sums of a step more than starters learn from examples, "taught" to those that they do.
+
+    Distinct ones: the generator asks some of them again.
+    """
+    columns = {}
+    for name, longer in (("answer", True), ("taught", False)):
+        tasks = shapes_reasoning.problem_tasks(2 * by.tasks, longer=longer)
+        found = {task.prompt: task for task in tasks}
+        columns[name] = _answers(by, TextReasoning(), list(found.values())[: by.tasks])["answer"]
+    return columns
 
 
 def _questions(by: Actor) -> Columns:

@@ -5,6 +5,7 @@ into batches. The thought and its answer are written as :func:`triptych.evals.an
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -39,9 +40,13 @@ def scene_in(picture: Picture) -> Scene:
 
 
 # -- tasks -----------------------------------------------------------------------------------------
-def problem_tasks(n: int = 210, seed: int | None = None) -> list[Task]:
-    """Word problems, held out or with a ``seed`` of the training split: text in, text out."""
-    found = items(word_problems.test_problems, word_problems.train_problem, n, seed)
+def problem_tasks(n: int = 210, seed: int | None = None, longer: bool = False) -> list[Task]:
+    """Word problems, held out or with a ``seed`` of the training split: text in, text out.
+
+    The ``longer`` ones take a step more than those that starters learn from examples.
+    """
+    made = word_problems.test_problems, word_problems.train_problem
+    found = items(*(partial(make, longer=longer) for make in made), n, seed)
     return [
         Task(
             id=name_of("problem", p.tag, i, seed), prompt=p.question, metadata={"tag": p.tag}, answer=p.answer

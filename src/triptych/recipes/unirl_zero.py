@@ -138,7 +138,7 @@ def _thinking(config: ThoughtConfig) -> Scenario:
 EPISODES = {
     "text": Episode(
         scenario=lambda config: TextReasoning(),
-        tasks=shapes_reasoning.problem_tasks,
+        tasks=partial(shapes_reasoning.problem_tasks, longer=True),
         starter=replace(STARTER, rewards=ANSWER),
         public=replace(TO_READ, rewards=ANSWER),
         adapted=LM_LAYERS,

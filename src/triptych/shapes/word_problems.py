@@ -6,6 +6,7 @@ This room knows the wording and the train/test split. It must not know pictures,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from string import Formatter
 
 import numpy as np
@@ -29,6 +30,25 @@ SUMS = {
         "n plus m minus k",
     ),
 }
+LONGER = {
+    "both": (
+        "there are {n} {a} and {m} {b}. take {k} {a} away. take {j} {b} away. how many shapes are left?",
+        "n plus m minus k minus j",
+    ),
+    "again": (
+        "there are {n} {a}. take {k} away. take {j} away. how many {a} are left?",
+        "n minus k minus j",
+    ),
+    "twice": (
+        "there are {n} {a}. there are {k} more {b} than {a}. how many shapes are there?",
+        "n plus k plus n",
+    ),
+    "less": (
+        "there are {n} {a}. there are {k} fewer {b} than {a}. how many shapes are there?",
+        "n minus k plus n",
+    ),
+}
+"""Sums of a step more, in the same words: no starter is shown how they go, so RL has something to find."""
 _SAID = "there are shapes take away more fewer than plus minus is ."
 WORDS = (*NUMBER_WORDS[1 : HIGHEST + 1], *_SAID.split())
 """What word problems say beyond the words of prompts."""
@@ -37,7 +57,7 @@ TEST_SEED = 12_2025
 
 @dataclass(frozen=True, kw_only=True)
 class WordProblem:
-    """A question in words; ``thought`` works it out, ``answer`` is a number word. ``tag``: a key of SUMS."""
+    """A question in words; ``thought`` works it out, ``answer`` is a number word, ``tag`` the kind of sum."""
 
     tag: str
     question: str
@@ -47,14 +67,14 @@ class WordProblem:
     """The numbers, the things and the sum, whatever the wording: what the split goes by."""
 
 
-def train_problem(rng: np.random.Generator) -> WordProblem:
-    """A problem of the training split, the kinds of sums evenly."""
-    return _problem(str(rng.choice(list(SUMS))), False, rng)
+def train_problem(rng: np.random.Generator, longer: bool = False) -> WordProblem:
+    """A problem of the training split, the kinds of sums (or of the ``longer`` ones) evenly."""
+    return _problem(str(rng.choice(list(LONGER if longer else SUMS))), False, rng)
 
 
-def test_problems(n: int = 210) -> list[WordProblem]:
+def test_problems(n: int = 210, longer: bool = False) -> list[WordProblem]:
     """`n` fixed held-out problems, the kinds evenly; training asks no such sum of the same things."""
-    tags = list(SUMS)
+    tags = list(LONGER if longer else SUMS)
     return [_problem(tags[i % len(tags)], True, np.random.default_rng([TEST_SEED, i])) for i in range(n)]
 
 
@@ -62,26 +82,36 @@ test_problems.__test__ = False  # type: ignore[attr-defined]  # pytest would col
 
 
 def _problem(tag: str, held_out: bool, rng: np.random.Generator) -> WordProblem:
-    text, formula = SUMS[tag]
+    text, formula = (SUMS | LONGER)[tag]
     fields = sorted({name for _, name, _, _ in Formatter().parse(text) if name})
     while True:  # until it is of this part of the split
         n = int(rng.integers(3, 7))
         m, k = (int(x) for x in rng.integers(2, min(n, 5), size=2))  # no total exceeds HIGHEST
         numbers = {"n": n, "m": m, "k": k}
+        if tag in LONGER:
+            numbers["j"] = int(rng.integers(1, m))
         a, b = (f"{rng.choice(COLORS)} {plural(str(kind))}" for kind in rng.choice(KINDS, 2, replace=False))
         said = {name: NUMBER_WORDS[value] for name, value in numbers.items()} | {"a": a, "b": b}
         key = f"{formula}: {', '.join(said[name] for name in fields)}"
-        if is_held_out(key) == held_out:
+        totals = _totals(formula, numbers)
+        if is_held_out(key) == held_out and min(totals) > 0 and max(totals) <= HIGHEST:
             thought, answer = _worked(formula, numbers)
             question = text.format(**said)
             return WordProblem(tag=tag, question=question, thought=thought, answer=answer, key=key)
 
 
+def _totals(formula: str, numbers: dict[str, int]) -> list[int]:
+    """What a sum comes to, from its first number on, step by step."""
+    first, *rest = formula.split()
+    steps = [
+        (1 if sign == "plus" else -1) * numbers[n] for sign, n in zip(rest[::2], rest[1::2], strict=True)
+    ]
+    return list(accumulate(steps, initial=numbers[first]))
+
+
 def _worked(formula: str, numbers: dict[str, int]) -> tuple[str, str]:
     """A sum step by step, and its result: ("six plus two is eight.", "eight")."""
-    first, *rest = formula.split()
-    total, told = numbers[first], []
-    for sign, name in zip(rest[::2], rest[1::2], strict=True):
-        before, total = total, total + (1 if sign == "plus" else -1) * numbers[name]
-        told.append(f"{NUMBER_WORDS[before]} {sign} {NUMBER_WORDS[numbers[name]]} is {NUMBER_WORDS[total]}.")
-    return " ".join(told), NUMBER_WORDS[total]
+    totals, rest = [NUMBER_WORDS[n] for n in _totals(formula, numbers)], formula.split()[1:]
+    steps = zip(totals, rest[::2], rest[1::2], totals[1:], strict=False)
+    told = [f"{before} {sign} {NUMBER_WORDS[numbers[n]]} is {after}." for before, sign, n, after in steps]
+    return " ".join(told), totals[-1]
