@@ -2,14 +2,18 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tiny_models import starter_showo
+from tiny_unirl import starter_unirl
+from triptych.trajectory import Denoising, NoiseKey, Prompt, Sampling
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+import latent_signal
 from gradient_signal import orthogonal, share
 from prompt_heard import TIMES, colours_exchanged, heard, turned_round
 
@@ -54,3 +58,27 @@ def test_a_model_that_never_learned_hears_nothing() -> None:
     for nats, right in heard(starter_showo(), "position", 8):
         assert abs(nats) < 2 and 0 <= right <= 1
     assert len(TIMES) == 3
+
+
+def test_the_gradient_of_a_rollout_is_that_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row by row, and those whose advantage is 0 add nothing."""
+    model, sampling = starter_unirl(), Sampling(denoise=Denoising(steps=4, window=2))
+    prompts = [Prompt.of(text) for text in ("a red circle", "a blue square", "a red circle")]
+    drawn = model.generate_image(prompts, sampling, [NoiseKey(0, 1, "t", i, "image") for i in range(3)])
+    named = [(n, p) for n, p in model.network.named_parameters() if n.startswith(("dm.", "connector."))]
+    assert {latent_signal.part(*pair) for pair in named} == set(latent_signal.PARTS) - {"all"}
+
+    def found(*advantages: float) -> torch.Tensor:
+        rollout = SimpleNamespace(segments={"image": drawn})
+        batch = SimpleNamespace(
+            rollout=rollout, advantages={"image": SimpleNamespace(values=torch.tensor(advantages))}
+        )
+        made = SimpleNamespace(model=model)
+        gradients = latent_signal.gradient(made, batch, [p for _, p in named])  # type: ignore[arg-type]
+        return torch.cat([g.flatten() for g in gradients])
+
+    whole = found(1.0, -2.0, 0.0)
+    monkeypatch.setattr(latent_signal, "ROWS", 1)
+    torch.testing.assert_close(found(1.0, -2.0, 0.0), whole, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found(1.0, 0.0, 0.0) - 2 * found(0.0, 1.0, 0.0), whole, atol=1e-5, rtol=1e-4)
+    assert whole.abs().max() > 1e-3 and not found(0.0, 0.0, 0.0).any()
