@@ -242,7 +242,7 @@ class TinyUniRLZero(TinySizes):
     hidden: int = 384
     vision_width: int = 96
     vision_layers: int = 2
-    queries: int = 16
+    queries: int = 2
     connector_layers: int = 2
     channels: int = 8
     codes: int = 2048
