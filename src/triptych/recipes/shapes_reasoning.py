@@ -45,8 +45,8 @@ def problem_tasks(n: int = 210, seed: int | None = None, longer: bool = False) -
 
     The ``longer`` ones take a step more than those that starters learn from examples.
     """
-    made = word_problems.test_problems, word_problems.train_problem
-    found = items(*(partial(make, longer=longer) for make in made), n, seed)
+    test = partial(word_problems.test_problems, longer=longer)
+    found = items(test, partial(word_problems.train_problem, longer=longer), n, seed)
     return [
         Task(
             id=name_of("problem", p.tag, i, seed), prompt=p.question, metadata={"tag": p.tag}, answer=p.answer
