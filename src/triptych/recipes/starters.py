@@ -132,17 +132,20 @@ def showo() -> Recipe:
 
 
 def unirl_zero() -> Recipe:
-    """The UniRL-Zero starter: flow matching for its diffusion expert, words for its language expert."""
+    """The UniRL-Zero starter: flow matching for its diffusion expert, words for its language expert.
+
+    Drawings also teach its two queries what a text encoder would tell SANA: docs/unirl_zero.md says why.
+    """
     first = showo()
     assert isinstance(first.config, StarterConfig)
     config = replace(
         first.config,
         sizes=TinyUniRLZero(),
-        steps=2200,
+        steps=1800,
         read_share=0.2,
         read_first=150,
         edit_share=0.06,
-        more=dict(problem=0.02, question=0.03, rewrite=0.02, vague=0.06, critique=0.05, redraw=0.03),
+        more=dict(problem=0.02, question=0.03, rewrite=0.02, vague=0.06, critique=0.08, redraw=0.03),
         weights={"draw": 4.0, "read": 1.0},
         optimizer=OptimizerConfig(
             kind="muon",
