@@ -43,7 +43,7 @@ from triptych.recipes.demo import DEMOS, demo
 from triptych.train.policy import PolicyConfig
 from triptych.train.run_directory import versions
 
-PROMPTS, DRAWINGS = 360, 4
+PROMPTS, DRAWINGS, UNSEEN = 360, 4, 120
 TEMPERATURES, GUIDANCES = (1.0, 0.8, 0.6), (1.0, 1.5, 2.5)  # the first of both: the starter as it is
 LEARNING_RATES = (1e-4, 3e-4, 1e-3)
 
@@ -63,11 +63,11 @@ OF_MASKED_TOKENS = {
     "exact": _unmask(estimator="exact"),
 }
 OF_LATENTS = {
-    "Flow-SDE, a window": {},
-    "Flow-SDE, every step": _denoise(window=0),
+    "Flow-SDE, branches of one path": {},
+    "Flow-SDE, a window": _denoise(start="own"),
+    "Flow-SDE, every step": _denoise(window=0, first=0, moves="sliding", start="own"),
     "CPS": _denoise(noise="cps"),
     "Dance-SDE": _denoise(noise="dance"),
-    "branches of one path": _denoise(start="shared"),
     "clip at a tenth": {"loss": {"clip_low": 1e-4, "clip_high": 1e-4}},
     "clip at ten times": {"loss": {"clip_low": 1e-2, "clip_high": 1e-2}},
     "GRPO-Guard": {"loss": {"ratio": "guard"}},
@@ -247,8 +247,11 @@ class Parts:
     def arm(self, name: str = "RL", trained: bool = True, draw: Row | None = None) -> Arm:
         config, recipe, left = changed(self.config, self.methods.get(name, {})), "demo", {"model", "seed"}
         if name == NFT:
-            recipe, left = "unirl_zero.t2i.nft", left | {"loss", "draw_loss", "rollout", "learn_from"}
+            recipe = "unirl_zero.t2i.nft"
+            left |= {"loss", "draw_loss", "rollout", "learn_from", "micro_batch", "optimizer", "steps"}
         settings = {k: v for k, v in vars(config).items() if k not in left}
+        if self.model == "unirl_zero":  # what no reward sees is told on fewer prompts: that takes minutes
+            settings["evaluate_tasks"] = UNSEEN
         return Arm(name, recipe, f"starters/{self.model}", settings, trained, draw or {})
 
     def experiment(self, arm: Arm, seeds: Sequence[int], drawings: int = DRAWINGS) -> Experiment:

@@ -130,9 +130,8 @@ def test_on_a_starter(name: str, starter: Path, tmp_path: Path) -> None:
     row, moved, told = stepped(made, tmp_path)
     assert row["episodes"] == 6 and row["unscored"] == 0 and row["group/dead"] == 0
     assert row["ratio_error"] <= 1e-5 and row["non_finite"] == 0
-    assert moved == LEARNS.get(name, DRAWING if name == "t2i.nft" else WORDS | DRAWING) | (
-        WORDS if name in ("t2i", "cycle", "t2i.nft") else set()
-    )
+    learns = LEARNS | {"t2i": WORDS | DRAWING, "cycle": WORDS | DRAWING, "t2i.nft": {"dm", "connector"}}
+    assert moved == learns.get(name, WORDS | DRAWING)
     assert all(row[f"grad_norm/{group}"] > 0 for group in moved)
     assert told["n"] == 3 and 0 <= told["low"] <= told["score"] <= told["high"] <= 1 and told["tags"]
     assert set(told["heldout"]) == TOLD[name.removesuffix(".nft")]

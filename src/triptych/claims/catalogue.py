@@ -30,6 +30,8 @@ def supervised(starter: str, rate: float) -> Arm:
 
 
 def _zero(recipe: str, name: str = "RL", trained: bool = True, **settings: Any) -> Arm:
+    if recipe in ("t2i", "cycle", "vague"):  # nothing is written: the language expert stays as it is
+        settings = {"train": ("dm", "connector"), **settings}
     return Arm(name, f"unirl_zero.{recipe}", "starters/unirl_zero", settings, trained)
 
 

@@ -113,12 +113,14 @@ class UnifiedModel(nn.Module, ABC):
     ``network`` holds all weights. ``can`` says which of "read", "draw", "edit", "relax" the model does, which
     an instance may narrow where its files hold less; asking for another is an error. The model stays in eval
     mode for good: dropout in one of two passes would make the policy that is scored another one than the
-    policy that acted. Layers whose names begin with ``tower`` never get adapters.
+    policy that acted. Layers whose names begin with ``tower`` never get adapters. ``captions``: how wide are
+    those that its diffusion expert is told, 0 where it has none.
     """
 
     can: frozenset[str] = frozenset()
     name: ClassVar[str] = "model"
     tower: ClassVar[str] = ""
+    captions: int = 0
     network: Any
 
     def __init__(self) -> None:

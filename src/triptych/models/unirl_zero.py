@@ -81,7 +81,7 @@ class UniRLZeroModel(WritingModel):
     ) -> None:
         super().__init__(network, tokenizer, codec)
         self.end = mark(tokenizer, END_TURN, self.title)
-        channels, side = network.dm.channels, network.dm.side
+        channels, side, self.captions = network.dm.channels, network.dm.side, network.dm.captions
         self.shape, self.image_size = (channels, side, side), side * codec.factor
         if codec.channels != channels:
             raise UserError(f"the codec has {codec.channels} channels, the diffusion expert {channels}")

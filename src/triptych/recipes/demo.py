@@ -50,16 +50,19 @@ MASKED = replace(
     optimizer=OptimizerConfig(kind="muon", lr=3e-4, muon_lr=0.006, eps=3e-5, warmup=5, decay=1.0),
 )
 # A denoising step's ratio is a geometric mean over the latent's dimensions: it moves far less than a token's.
-# Two drawn steps of ten: with nine, a drawing took three times as long.
+# Steps 2 to 5 of ten decide what is drawn; before them nothing is, and after them little is left to. With one
+# starting noise for a group, these steps alone make its drawings differ. See docs/unirl_zero.md.
+BRANCHES = Denoising(window=4, first=2, moves="still", start="shared")
 DENOISED = replace(
     JANUS,
     model="starters/unirl_zero",
-    steps=45,
+    steps=60,
     prompts=16,
-    rollout=RolloutSettings(draw=Sampling(denoise=Denoising(window=2)), batch=64),
+    train=("dm", "connector"),
+    rollout=RolloutSettings(draw=Sampling(denoise=BRANCHES), batch=64),
     attention="sdpa",
     loss=PolicyLossConfig(clip_low=1e-3, clip_high=1e-3),
-    optimizer=OptimizerConfig(lr=1e-4, warmup=5, decay=0.5),
+    optimizer=OptimizerConfig(lr=2e-4, warmup=5, decay=0.5),
     ratio_tolerance=1e-4,
 )
 DEMOS = {

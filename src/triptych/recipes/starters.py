@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,11 +182,10 @@ def _fresh(sizes: Sizes, seed: int) -> UnifiedModel:
 
 def build(config: StarterConfig) -> Parts:
     shares = (config.read_share, config.seed, config.edit_share, config.read_first, config.more)
-    captions = config.sizes.width if isinstance(config.sizes, TinyUniRLZero) else 0
-    examples = shapes_world.examples(config.batch, *shares, captions)
+    examples = partial(shapes_world.examples, config.batch, *shares)
     return Parts(
         model=lambda: _model(config),
-        learner=lambda m: SupervisedLearner(config, m, examples),
+        learner=lambda m: SupervisedLearner(config, m, examples(captions=m.captions)),
         evaluate=shapes_world.evaluation(RolloutSettings(), config.evaluate_tasks),
     )
 
