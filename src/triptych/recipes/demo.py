@@ -50,8 +50,8 @@ MASKED = replace(
     optimizer=OptimizerConfig(kind="muon", lr=3e-4, muon_lr=0.006, eps=3e-5, warmup=5, decay=1.0),
 )
 # A denoising step's ratio is a geometric mean over the latent's dimensions: it moves far less than a token's.
-# Steps 2 to 5 of ten decide what is drawn; before them nothing is, and after them little is left to. With one
-# starting noise for a group, these steps alone make its drawings differ. See docs/unirl_zero.md.
+# Drawings of a group have one starting noise and one path to step 2; what is drawn in the four steps from there is
+# all that differs, so all of it is learned from. Later steps change little (benchmarks/latent_signal.py).
 BRANCHES = Denoising(window=4, first=2, moves="still", start="shared")
 DENOISED = replace(
     JANUS,
