@@ -50,8 +50,8 @@ MASKED = replace(
     optimizer=OptimizerConfig(kind="muon", lr=3e-4, muon_lr=0.006, eps=3e-5, warmup=5, decay=1.0),
 )
 # A denoising step's ratio is a geometric mean over the latent's dimensions: it moves far less than a token's.
-# Drawings of a group have one starting noise and one path to step 2; what is drawn in the four steps from there is
-# all that differs, so all of it is learned from. Later steps change little (benchmarks/latent_signal.py).
+# Drawings of a group have one starting noise and one path to step 2; what is drawn in the four steps from
+# there is all that differs, and all of it is learned from.
 BRANCHES = Denoising(window=4, first=2, moves="still", start="shared")
 DENOISED = replace(
     JANUS,
