@@ -51,7 +51,8 @@ MASKED = replace(
 )
 # A denoising step's ratio is a geometric mean over the latent's dimensions: it moves far less than a token's.
 # Drawings of a group have one starting noise and one path to step 2; what is drawn in the four steps from
-# there is all that differs, and all of it is learned from.
+# there is all that differs, and all of it is learned from. Of the rewards see MASKED: by "geneval" alone exact
+# drawings went from 47 to 10%.
 BRANCHES = Denoising(window=4, first=2, moves="still", start="shared")
 DENOISED = replace(
     JANUS,
@@ -59,6 +60,7 @@ DENOISED = replace(
     steps=60,
     prompts=16,
     train=("dm", "connector"),
+    rewards=MASKED.rewards,
     rollout=RolloutSettings(draw=Sampling(denoise=BRANCHES), batch=64),
     attention="sdpa",
     loss=PolicyLossConfig(clip_low=1e-3, clip_high=1e-3),

@@ -100,6 +100,7 @@ NFT = NFTConfig(
     | {
         "train": DENOISED.train,
         "draw_loss": None,
+        "rewards": DENOISED.rewards,
         "steps": 50,
         "learn_from": 0,
         "micro_batch": 64,
@@ -169,7 +170,7 @@ EPISODES = {
     "t2i": Episode(
         scenario=lambda config: TextToImage(),
         tasks=_drawing_tasks,
-        starter=replace(DRAWN, held_out=("background",)),
+        starter=replace(DRAWN, rewards=DENOISED.rewards, held_out=("background",)),
         public=TO_DRAW,
         adapted=DM_LAYERS,
     ),
