@@ -114,18 +114,19 @@ def test_the_parts_of_a_model_of_latents(script: Any, tmp_path: Path) -> None:
         changes = {k: v for k, v in vars(draw).items() if v != getattr(own, k)} if draw else {}
         return found | changes
 
-    assert differs("Flow-SDE, every step") == {"window": 0} and differs("CPS") == {"noise": "cps"}
-    assert differs("Dance-SDE") == {"noise": "dance"} and differs("branches of one path") == {
-        "start": "shared"
-    }
+    every = {"window": 0, "first": 0, "moves": "sliding", "start": "own"}
+    assert differs("Flow-SDE, every step") == every and differs("CPS") == {"noise": "cps"}
+    assert differs("Dance-SDE") == {"noise": "dance"} and differs("Flow-SDE, a window") == {"start": "own"}
     assert differs("GRPO-Guard")["loss"].ratio == "guard" and differs("Flow-DPPO")["loss"].objective == "dppo"
     assert differs("clip at a tenth")["loss"].clip_high == demo["loss"].clip_high / 10
     assert differs("clip at ten times")["loss"].clip_low == demo["loss"].clip_low * 10
     nft = arms["DiffusionNFT"]
-    assert nft.recipe == "unirl_zero.t2i.nft" and nft.settings["steps"] == demo["steps"]
+    assert nft.recipe == "unirl_zero.t2i.nft" and nft.settings["prompts"] == demo["prompts"]
+    assert not {"steps", "optimizer", "rollout"} & set(nft.settings), "these are its own"
     assert with_settings(find(nft.recipe), **nft.settings).config.rollout.draw.denoise.noise == "ode"
     page = (tmp_path / "evidence" / "demo-unirl_zero.md").read_text()
-    assert "| Flow-SDE, a window | 0 |" in page and "own is Flow-SDE, a window." in page
+    own = "Flow-SDE, branches of one path"
+    assert f"| {own} | 0 |" in page and f"own is {own}." in page
 
 
 def test_janus_has_one_way_to_score(script: Any, tmp_path: Path) -> None:
