@@ -81,6 +81,7 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "unirl_zero": OF_LATENTS,
 }
 """What is changed of the demo's settings, of each model's demo; DiffusionNFT is another recipe."""
+TOLD_IN = {"janus": "README.md", "unirl_zero": "docs/unirl_zero.md"}
 EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence"
 Row = dict[str, Any]
 
@@ -182,7 +183,7 @@ def compared(result: Row) -> list[str]:
     lines = table("| | right | difference | seconds |", rows)
     if runs:
         gains = [gain(run) for run in runs]
-        told_in = "docs/masked.md" if METHODS[result["model"]] is OF_MASKED_TOKENS else "README.md"
+        told_in = TOLD_IN.get(result["model"], "docs/masked.md")
         both = (
             " RL is also drawn as is best for the starter, and as is best for its own first seed, by one"
             " drawing a prompt."
