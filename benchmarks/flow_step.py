@@ -10,8 +10,8 @@ fewer steps. Peak memory is taken in processes of their own.
 At equal trained steps ours was about 1.15 times as fast in five sixths of the memory (with an expert twice as
 large as the starter's is now), and cannot be much more: both run the diffusion expert as often, forward and
 back, which is most of the work at these sizes; what is saved is the language model and the connector, eight
-times of nine. On the present sizes, with two queries, nothing is left to save (1.01 times); docs/unirl_zero.md.
-Window and branch halve the time.
+times of nine. On the present sizes, with two queries, nothing is left to save (1.01 times): see
+docs/unirl_zero.md. Window and branch halve the time.
 
     python benchmarks/flow_step.py [--rows 32] [--micro 32] [--steps 10] [--guidance 3.5] [--runs 5]
 """

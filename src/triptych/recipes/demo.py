@@ -51,8 +51,8 @@ MASKED = replace(
 )
 # A denoising step's ratio is a geometric mean over the latent's dimensions: it moves far less than a token's.
 # Drawings of a group have one starting noise and one path to step 2; what is drawn in the four steps from
-# there is all that differs, and all of it is learned from. Of the rewards see MASKED: by "geneval" alone exact
-# drawings went from 47 to 10%.
+# there is all that differs, and all of it is learned from. By "geneval" alone exact drawings went from 47 to
+# 10%: MASKED says why there are two rewards.
 BRANCHES = Denoising(window=4, first=2, moves="still", start="shared")
 DENOISED = replace(
     JANUS,
