@@ -183,6 +183,7 @@ def _fresh(sizes: Sizes, seed: int) -> UnifiedModel:
 def build(config: StarterConfig) -> Parts:
     shares = (config.read_share, config.seed, config.edit_share, config.read_first, config.more)
     examples = partial(shapes_world.examples, config.batch, *shares)
+    examples()  # refuses what does not fit before a model is made
     return Parts(
         model=lambda: _model(config),
         learner=lambda m: SupervisedLearner(config, m, examples(captions=m.captions)),
