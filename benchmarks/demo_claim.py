@@ -14,7 +14,8 @@ Everything is scored alike: GenEval's official rule, 360 held-out prompts, four 
 same drawing seeds throughout. Differences are paired by prompt; their intervals are bootstrapped over
 prompts. Runs and scores are kept in the folder as ``triptych reproduce`` keeps them; the page has the parts
 that are asked for: ``docs/evidence/demo.json`` and ``demo.md``, for other models than Janus ``demo-NAME``.
-Minutes are those of the steps at their median pace.
+Minutes are those of the steps at their median pace. UniRL-Zero's demo is its recipe ``unirl_zero.t2i``, whose
+runs are those of the claim Z1: either finds what the other has trained, and six drawings a prompt of each.
 
     python benchmarks/demo_claim.py [--model janus|showo|unigen|unirl_zero] [--folder runs/claims]
         [--seeds 0 1 2] [--parts rl sampling supervised methods] [--method-seeds 0 1 2]
@@ -34,16 +35,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from triptych.claims.catalogue import supervised
+from triptych.claims.catalogue import find_claim, supervised
 from triptych.claims.experiment import Arm, Claim, Experiment, told
 from triptych.claims.measures import GENERATION
 from triptych.claims.verdicts import difference as paired
 from triptych.recipes import find
+from triptych.recipes.base import with_settings
 from triptych.recipes.demo import DEMOS, demo
 from triptych.train.policy import PolicyConfig
 from triptych.train.run_directory import versions
 
-PROMPTS, DRAWINGS, UNSEEN = 360, 4, 120
+PROMPTS, DRAWINGS = 360, 4
 TEMPERATURES, GUIDANCES = (1.0, 0.8, 0.6), (1.0, 1.5, 2.5)  # the first of both: the starter as it is
 LEARNING_RATES = (1e-4, 3e-4, 1e-3)
 
@@ -56,7 +58,7 @@ def _denoise(**settings: Any) -> dict[str, Any]:
     return {"rollout": {"draw": {"denoise": settings}}}
 
 
-NFT = "DiffusionNFT"
+NFT, TWICE = "DiffusionNFT", {"minibatches": 2}
 OF_MASKED_TOKENS = {
     "trajectory": _unmask(estimator="trajectory"),
     "random_mask": _unmask(estimator="random_mask"),
@@ -68,12 +70,13 @@ OF_LATENTS = {
     "Flow-SDE, every step": _denoise(window=0, first=0, moves="sliding", start="own"),
     "CPS": _denoise(noise="cps"),
     "Dance-SDE": _denoise(noise="dance"),
-    "clip at a tenth": {"loss": {"clip_low": 1e-4, "clip_high": 1e-4}},
-    "clip at ten times": {"loss": {"clip_low": 1e-2, "clip_high": 1e-2}},
-    "GRPO-Guard": {"loss": {"ratio": "guard"}},
-    "Flow-DPPO": {"loss": {"objective": "dppo"}},
+    "two updates a rollout": TWICE,
+    "two, clip at a tenth": TWICE | {"draw_loss": {"clip_low": 1e-4, "clip_high": 1e-4}},
+    "two, GRPO-Guard": TWICE | {"draw_loss": {"ratio": "guard"}},
+    "two, Flow-DPPO": TWICE | {"draw_loss": {"objective": "dppo"}},
     NFT: {},
 }
+"""With one update a rollout every ratio is 1: what is done to ratios shows with two."""
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "janus": {},
     "showo": OF_MASKED_TOKENS,
@@ -123,8 +126,8 @@ def page(result: Row) -> str:
         f"# The demo's claim, measured: {result['model']}",
         "",
         f"`python benchmarks/demo_claim.py --model {result['model']}` on {result['date']},"
-        f" {result['machine']}. GenEval's official rule on {PROMPTS} held-out prompts, {DRAWINGS} drawings"
-        " each, the same drawing seeds everywhere. Points of difference to the starter with 95% intervals"
+        f" {result['machine']}. GenEval's official rule on {PROMPTS} held-out prompts,"
+        f" {result.get('drawings', DRAWINGS)} drawings each, the same drawing seeds everywhere. Points of difference to the starter with 95% intervals"
         " (paired, bootstrapped over prompts).",
         "",
         *compared(result),
@@ -240,26 +243,30 @@ class Parts:
 
     def __init__(self, model: str, folder: Path, seeds: Sequence[int]) -> None:
         self.model, self.folder, self.seeds = model, folder, seeds
-        self.config = demo(model).config
+        self.claim, self.drawings, self.config = None, DRAWINGS, demo(model).config
+        if model == "unirl_zero":
+            self.claim, self.drawings = find_claim("Z1"), GENERATION.drawings
+            rl = next(arm for arm in self.claim.arms if arm.name == "RL")
+            self.config = with_settings(find(rl.recipe), **rl.settings).config
         assert isinstance(self.config, PolicyConfig)
         self.methods, own = METHODS[model], self.config
         self.own = next((name for name, change in self.methods.items() if changed(own, change) == own), "own")
 
     def arm(self, name: str = "RL", trained: bool = True, draw: Row | None = None) -> Arm:
-        config, recipe, left = changed(self.config, self.methods.get(name, {})), "demo", {"model", "seed"}
-        if name == NFT:
-            recipe = "unirl_zero.t2i.nft"
-            left |= {"loss", "draw_loss", "rollout", "learn_from", "micro_batch", "optimizer", "steps"}
-        settings = {k: v for k, v in vars(config).items() if k not in left}
-        if self.model == "unirl_zero":  # what no reward sees is told on fewer prompts: that takes minutes
-            settings["evaluate_tasks"] = UNSEEN
+        config, recipe = changed(self.config, self.methods.get(name, {})), "demo"
+        settings = {k: v for k, v in vars(config).items() if k not in ("model", "seed")}
+        if self.claim:
+            rl = next(arm for arm in self.claim.arms if arm.name == "RL")
+            recipe = "unirl_zero.t2i.nft" if name == NFT else rl.recipe
+            changes = {key: getattr(config, key) for key in self.methods.get(name, {})}
+            settings = {**rl.settings, **changes}
         return Arm(name, recipe, f"starters/{self.model}", settings, trained, draw or {})
 
-    def experiment(self, arm: Arm, seeds: Sequence[int], drawings: int = DRAWINGS) -> Experiment:
-        measure = replace(GENERATION, tasks=PROMPTS, drawings=drawings)
+    def experiment(self, arm: Arm, seeds: Sequence[int], drawings: int = 0) -> Experiment:
+        measure = replace(GENERATION, tasks=PROMPTS, drawings=drawings or self.drawings)
         return Experiment(Claim("demo", "", [self.arm(), arm], [measure], []), self.folder, seeds)
 
-    def right(self, arm: Arm, seed: int, drawings: int = DRAWINGS) -> list[float]:
+    def right(self, arm: Arm, seed: int, drawings: int = 0) -> list[float]:
         """The share of right drawings of every test prompt."""
         scores = self.experiment(arm, [seed], drawings).scores(arm)["generation"]
         return [float(share) for share in scores.mean(axis=(0, 2))]
@@ -276,14 +283,13 @@ class Parts:
         about = {"temperature": temperature, "guidance": guidance}
         return about | {"right": self.right(self.arm("sampling", False, about), 0)}
 
-    def tuned(self, seed: int, temperature: float, guidance: float, drawings: int = DRAWINGS) -> Row:
+    def tuned(self, seed: int, temperature: float, guidance: float, drawings: int = 0) -> Row:
         """A run of RL that draws otherwise than it learned."""
         draw = {"temperature": temperature, "guidance": guidance}
         return {"seed": seed, **draw, "right": self.right(self.arm(draw=draw), seed, drawings)}
 
     def supervised(self, rate: float) -> Row:
         arm = supervised(self.model, rate)
-        arm = replace(arm, settings={**arm.settings, "seed": find(arm.recipe).config.seed + 1})
         experiment = self.experiment(arm, self.seeds)
         run = told(experiment.run(arm, self.seeds[0]))
         right = experiment.scores(arm)["generation"].mean(axis=(0, 2)).tolist()
@@ -321,6 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "versions": versions(),
         "recipe": asdict(parts.config),
         "own": parts.own,
+        "drawings": parts.drawings,
         "before": parts.right(parts.arm(trained=False), 0),
         "rl": [parts.rl(seed) for seed in asked.seeds if "rl" in wanted],
         "sampling": [parts.sampling(*each) for each in settings if "sampling" in wanted],

@@ -14,6 +14,8 @@ from triptych.errors import UserError
 from triptych.train.optimizer import OptimizerConfig
 
 RATES = (1e-4, 3e-4, 1e-3)
+ASIDE = 96
+"""Tasks of a run's own evaluations, which tell what no reward sees: a claim measures what it is about apart."""
 TITLES = ("Show-o", "Janus")
 BOTH = ("generation", "understanding")
 SINGLE = ("RL t2i", "RL edit")
@@ -30,8 +32,9 @@ def supervised(starter: str, rate: float) -> Arm:
 
 
 def _zero(recipe: str, name: str = "RL", trained: bool = True, **settings: Any) -> Arm:
+    settings["evaluate_tasks"] = ASIDE
     if recipe in ("t2i", "cycle", "vague"):  # nothing is written: the language expert stays as it is
-        settings = {"train": ("dm", "connector"), **settings}
+        settings["train"] = ("dm", "connector")
     return Arm(name, f"unirl_zero.{recipe}", "starters/unirl_zero", settings, trained)
 
 
