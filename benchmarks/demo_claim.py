@@ -127,8 +127,8 @@ def page(result: Row) -> str:
         "",
         f"`python benchmarks/demo_claim.py --model {result['model']}` on {result['date']},"
         f" {result['machine']}. GenEval's official rule on {PROMPTS} held-out prompts,"
-        f" {result.get('drawings', DRAWINGS)} drawings each, the same drawing seeds everywhere. Points of difference to the starter with 95% intervals"
-        " (paired, bootstrapped over prompts).",
+        f" {result.get('drawings', DRAWINGS)} drawings each, the same drawing seeds everywhere. Points of"
+        " difference to the starter with 95% intervals (paired, bootstrapped over prompts).",
         "",
         *compared(result),
         *(unseen(result["rl"]) if result["rl"] else []),

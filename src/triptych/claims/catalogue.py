@@ -14,8 +14,8 @@ from triptych.errors import UserError
 from triptych.train.optimizer import OptimizerConfig
 
 RATES = (1e-4, 3e-4, 1e-3)
-ASIDE = 96
-"""Tasks of a run's own evaluations, which tell what no reward sees: a claim measures what it is about apart."""
+BRIEF = {"evaluate_tasks": 96}
+"""A run's own evaluations only tell what no reward sees: what a claim is about is measured apart, on more."""
 TITLES = ("Show-o", "Janus")
 BOTH = ("generation", "understanding")
 SINGLE = ("RL t2i", "RL edit")
@@ -32,14 +32,15 @@ def supervised(starter: str, rate: float) -> Arm:
 
 
 def _zero(recipe: str, name: str = "RL", trained: bool = True, **settings: Any) -> Arm:
-    settings["evaluate_tasks"] = ASIDE
+    settings = BRIEF | ({} if recipe == "t2i" else {"steps": 40}) | settings
     if recipe in ("t2i", "cycle", "vague"):  # nothing is written: the language expert stays as it is
         settings["train"] = ("dm", "connector")
     return Arm(name, f"unirl_zero.{recipe}", "starters/unirl_zero", settings, trained)
 
 
 def _gen(name: str, *kinds: str, start: str = "starters/unigen") -> Arm:
-    return Arm(name, "unigen15.rl", start, {"kinds": kinds or ("t2i", "edit")}, name != "starter")
+    settings = BRIEF | {"steps": 30, "kinds": kinds or ("t2i", "edit")}
+    return Arm(name, "unigen15.rl", start, settings, name != "starter")
 
 
 def _above(left: str, right: str, *measures: str | tuple[str, ...]) -> list[Comparison]:
@@ -55,14 +56,14 @@ def _unirl(
         family = title.lower().replace("-", "")
         for way, recipe in (("starter", "grpo"), ("SFT", "sft"), ("GRPO", "grpo")):
             trained, start = way != "starter", f"starters/{family}"
-            arms.append(Arm(f"{title} {way}", f"unirl.{family}.{recipe}", start, trained=trained))
+            arms.append(Arm(f"{title} {way}", f"unirl.{family}.{recipe}", start, BRIEF, trained))
         for left, right, columns in pairs:
             comparisons += _above(f"{title} {left}", f"{title} {right}", *columns)
     return Claim(name, text, arms, [m.QUIZ, m.UNDERSTANDING], comparisons, limits)
 
 
 MORE = [supervised("unirl_zero", rate) for rate in RATES]
-ALIGNED = Arm("aligned", "unigen15.align", "starters/unigen")
+ALIGNED = Arm("aligned", "unigen15.align", "starters/unigen", BRIEF)
 UNCYCLED = _zero("cycle", "RL without", rewards={"geneval": 4.0})
 ALL = (
     Claim(

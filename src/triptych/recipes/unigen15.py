@@ -144,7 +144,8 @@ def rl() -> Recipe:
     """Stage 4, unified RL: drawings and edits in every step, one reward, strictly on-policy, no clipping.
 
     KL to the reference is 0.01 (k3), guidance off; ours are fewer decoding steps (8, the first 3 of which are
-    learned from), fewer prompts, and the demo's optimizer. ``--kinds t2i`` and ``--kinds edit`` are the
+    learned from), fewer prompts, of whose eight drawings the four whose rewards spread most are learned from,
+    and the demo's optimizer. ``--kinds t2i`` and ``--kinds edit`` are the
     paper's ablation.
     """
     config = UnifiedConfig(
@@ -153,7 +154,6 @@ def rl() -> Recipe:
             model="runs/unigen15.align",
             rewards={"shared": 1.0},
             held_out=("preservation",),
-            learn_from=0,
             loss=PolicyLossConfig(objective="no_clip", kl_coef=0.01),
         )
     )
