@@ -234,12 +234,12 @@ def test_rewards_are_summed_or_normalised_each_by_a_setting(runs: Path, few_task
 
 
 def test_settings_of_rl_are_the_paper_s() -> None:
-    for name, steps, learned in (("unigen15.rl", 8, 3), ("public.unigen15.rl", 16, 0)):
+    for name, steps, learned, spread in (("unigen15.rl", 8, 3, 4), ("public.unigen15.rl", 16, 0, 0)):
         config = find(name).config
         assert isinstance(config, unigen15.UnifiedConfig)
         loss = (config.loss.objective, config.loss.kl_coef, config.loss.kl, config.loss.aggregation)
         assert loss == ("no_clip", 0.01, "k3", "token") and config.draw_loss is None
-        assert (config.group, config.epochs, config.minibatches, config.learn_from) == (8, 1, 1, 0)
+        assert (config.group, config.epochs, config.minibatches, config.learn_from) == (8, 1, 1, spread)
         assert config.rollout.draw.guidance == 1.0
         assert (config.rollout.draw.unmask.steps, config.rollout.draw.unmask.trained) == (steps, learned)
     assert (config.steps, config.prompts, config.optimizer.lr) == (1500, 32, 3e-6)
