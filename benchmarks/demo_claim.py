@@ -37,7 +37,7 @@ import torch
 
 from triptych.claims.catalogue import find_claim, supervised
 from triptych.claims.experiment import Arm, Claim, Experiment, told
-from triptych.claims.measures import GENERATION
+from triptych.claims.measures import ASIDE, GENERATION
 from triptych.claims.verdicts import difference as paired
 from triptych.recipes import find
 from triptych.recipes.base import with_settings
@@ -271,11 +271,24 @@ class Parts:
         scores = self.experiment(arm, [seed], drawings).scores(arm)["generation"]
         return [float(share) for share in scores.mean(axis=(0, 2))]
 
+    def aside(self, arm: Arm, seed: int) -> dict[str, tuple[float, float]]:
+        """What no reward sees, before and after, for runs whose own evaluations tell nothing of it."""
+        sides = []
+        for trained in (False, True):
+            one = replace(arm, trained=trained)
+            experiment = Experiment(Claim("demo", "", [self.arm(), one], [ASIDE], []), self.folder, [seed])
+            sides.append({name: float(np.nanmean(found)) for name, found in experiment.scores(one).items()})
+        return {name: (value, sides[1][name]) for name, value in sides[0].items()}
+
     def rl(self, seed: int, name: str = "RL") -> Row:
         """One RL run: its score by prompt before and after, what else was measured, and its cost."""
         arm = self.arm(name)
         run = told(self.experiment(arm, [seed]).run(arm, seed))
-        about = {"name": name, "seconds": 60 * run["minutes"], "unseen": run["heldout"]}
+        about = {
+            "name": name,
+            "seconds": 60 * run["minutes"],
+            "unseen": run["heldout"] or self.aside(arm, seed),
+        }
         scores = {"before": self.right(replace(arm, trained=False), seed), "right": self.right(arm, seed)}
         return {**about, **{key: run[key] for key in ("seed", "steps", "peak_gib")}, **scores}
 

@@ -17,11 +17,14 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import hypothesis
 import numpy as np
 import pytest
+import schemathesis
 import torch
 import uvicorn
 from PIL import Image
+from schemathesis.checks import positive_data_acceptance
 
 from triptych import cli
 from triptych.errors import UserError
@@ -151,6 +154,24 @@ def test_an_answer_by_hand(url: str) -> None:
     assert ask(url, path="/health") == (200, {"names": ["number", "brightness", "broken", "geneval"]})
     described = ask(url, path="/openapi.json")[1]
     assert {"/score", "/health"} <= described["paths"].keys()
+
+
+@pytest.mark.parametrize("mode", list(schemathesis.GenerationMode))
+def test_no_request_is_answered_but_as_the_page_says(mode: schemathesis.GenerationMode) -> None:
+    """No status 500, and no status, type or form that its OpenAPI does not tell, whatever is asked.
+
+    That it takes all that the form allows is not asked: not every text is a PNG in base64.
+    """
+    app = build_app({"number": number, "broken": broken}, limits=Limits(bytes=200_000))
+    described = schemathesis.openapi.from_asgi("/openapi.json", app)
+    asked = described["/score"]["POST"].as_strategy(generation_mode=mode)
+
+    @hypothesis.settings(max_examples=60, deadline=None, derandomize=True, database=None)
+    @hypothesis.given(asked)
+    def each(case: schemathesis.Case) -> None:
+        case.call_and_validate(excluded_checks=[positive_data_acceptance])
+
+    each()
 
 
 def test_failures_there_are_unscored_here_and_counted(url: str) -> None:

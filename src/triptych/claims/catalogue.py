@@ -71,7 +71,7 @@ ALL = (
         "Text-to-image RL raises the GenEval-style score of held-out prompts, and by more than the same"
         " minutes of further supervised training do, at the best of three learning rates.",
         [_zero("t2i", "starter", False), _zero("t2i"), *MORE],
-        [m.GENERATION],
+        [m.GENERATION, m.ASIDE],
         [Comparison("RL", right, "generation") for right in ("starter", tuple(arm.name for arm in MORE))],
     ),
     Claim(
@@ -79,7 +79,7 @@ ALL = (
         "On vague prompts thinking before drawing, after RL, beats drawing at once after as many steps of RL"
         " from the same checkpoint, and thinking before drawing without RL.",
         [_zero("cot", "starter", False), _zero("cot", "CoT RL"), _zero("vague", "direct RL")],
-        [m.VAGUE],
+        [m.VAGUE, m.ASIDE],
         [Comparison("CoT RL", "direct RL", "thinking", "direct"), *_above("CoT RL", "starter", "thinking")],
         "Budgets are steps: one with a thought takes longer, see the minutes.",
     ),
@@ -88,7 +88,7 @@ ALL = (
         "Cycle Edit RL raises how well edits follow the instruction and how well they keep the rest, over the"
         " starter and over the same RL without the cycle term.",
         [_zero("cycle", "starter", False), _zero("cycle", "cycle RL"), UNCYCLED],
-        [m.EDITING],
+        [m.EDITING, m.ASIDE],
         [c for right in ("starter", "RL without") for c in _above("cycle RL", right, "edit", "preservation")],
     ),
     Claim(
@@ -96,7 +96,7 @@ ALL = (
         "Reflection RL raises the accuracy of verdicts, balanced over right and wrong drawings, and the share"
         " of wrong drawings that the second turn repairs; right ones break at most two points more often.",
         [_zero("reflection", "starter", False), _zero("reflection")],
-        [m.REFLECTION],
+        [m.REFLECTION, m.ASIDE],
         [*_above("RL", "starter", VERDICTS, "repaired"), Comparison("RL", "starter", "kept", margin=-0.02)],
         "Each arm judges drawings of its own, whose faults need not be alike.",
     ),
@@ -105,7 +105,7 @@ ALL = (
         "RL on text reasoning raises the accuracy of answers to held-out word problems, of a step more than"
         " those that the starter was shown the solutions of.",
         [_zero("text", "starter", False), _zero("text")],
-        [m.PROBLEMS],
+        [m.PROBLEMS, m.ASIDE],
         _above("RL", "starter", "answer"),
     ),
     Claim(
@@ -113,7 +113,7 @@ ALL = (
         "RL on multimodal reasoning raises the accuracy of answers, after a thought, to held-out questions"
         " about pictures.",
         [_zero("multimodal", "starter", False), _zero("multimodal")],
-        [m.QUESTIONS],
+        [m.QUESTIONS, m.ASIDE],
         _above("RL", "starter", "answer"),
     ),
     Claim(

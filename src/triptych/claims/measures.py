@@ -161,6 +161,20 @@ def _questions(by: Actor) -> Columns:
     return _answers(by, MultimodalReasoning(), shapes_reasoning.question_tasks(by.tasks))
 
 
+def _aside(by: Actor) -> Columns:
+    """What else a model of UniRL-Zero's does, of which training may forget some: too few to judge by."""
+    drawn = by.play(TextToImage(), shapes_world.test_tasks(by.tasks))
+    clean = shapes_world.clean_background(drawn)
+    problems = _answers(by, TextReasoning(), shapes_reasoning.problem_tasks(by.tasks))
+    return {
+        "drawings": by.column(map(right, drawn)),
+        "background_drift": by.column(None if c is None else 1 - c for c in clean),
+        "edits": by.column(map(right, by.play(Edit(), shapes_world.edit_tasks(by.tasks)))),
+        "scenes_read": by.column(shapes_world.understood(by.model, by.settings, by.tasks)),
+        "problems": problems["answer"],
+    }
+
+
 GENERATION = Measure("generation", _generation, 360, 6)
 QUIZ = Measure("quiz", _quiz, 360, 6)
 UNDERSTANDING = Measure("understanding", _understanding, 2000, 1)
@@ -169,3 +183,4 @@ VAGUE = Measure("vague", _vague, 312, 7)
 REFLECTION = Measure("reflection", _reflection, 360, 6)
 PROBLEMS = Measure("problems", _problems, 2000, 1)
 QUESTIONS = Measure("questions", _questions, 2000, 1)
+ASIDE = Measure("aside", _aside, 120, 1)

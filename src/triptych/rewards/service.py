@@ -74,7 +74,20 @@ class Answer(BaseModel):
     causes: dict[str, str]
 
 
+class Refusal(BaseModel):
+    """One line on why a request was turned away."""
+
+    detail: str
+
+
 Result = tuple[list[float | None], str | None]
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Refusal, "description": "no JSON"},
+    401: {"model": Refusal, "description": "no token, or another one"},
+    411: {"model": Refusal, "description": "a body of unknown length"},
+    413: {"model": Refusal, "description": "more than is taken at once"},
+    422: {"model": Refusal, "description": "not understood"},
+}
 
 
 class Batcher:
@@ -149,7 +162,7 @@ def build_app(
     rewards: Mapping[str, RewardFunction], *, token: str | None = None, limits: Limits = Limits()
 ) -> FastAPI:
     """The application that serves ``rewards``; with a ``token`` to those alone who bear it."""
-    app = FastAPI(title="Triptych rewards")
+    app = FastAPI(title="Triptych rewards", responses=REFUSALS)
     app.add_middleware(Gate, token=token, most=limits.bytes)
     batchers = {
         name: Batcher(name, reward, limits.samples, limits.seconds) for name, reward in rewards.items()
