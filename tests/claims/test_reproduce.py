@@ -185,7 +185,7 @@ def test_every_claim_compares_arms_and_measures_that_it_has(claim: Any) -> None:
         rivals = asked.right if isinstance(asked.right, tuple) else (asked.right,)
         assert {asked.left, *rivals, *(asked.beyond or ())} <= set(arms)
     drawn = [one.tasks * one.drawings for one in claim.measures if one is not measures.ASIDE]
-    assert min(drawn) >= 2000
+    assert 3 * min(drawn) >= 2000, "of three seeds"
     policies = [(arm, find(arm.recipe).config) for arm in claim.arms if arm.recipe in SUMMARIES]
     for start in {arm.start for arm, _ in policies}:
         draws = [c.rollout.draw for arm, c in policies if arm.start == start and hasattr(c, "rollout")]

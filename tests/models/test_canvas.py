@@ -39,7 +39,7 @@ class Toy:
                 nn.init.normal_(p, std=p.shape[1] ** -0.5 if p.ndim > 1 else 0.3)
             self.rows = [torch.randn(n, WIDTH, dtype=torch.float64) for n in LENGTHS]
             self.canvas = torch.randn(3, COLUMNS, WIDTH, dtype=torch.float64)
-        self.decoder = canvas.Decoder(self.lm.layers, self.lm.rotary_emb, self.norm)
+        self.decoder = causal.Decoder(self.lm.layers, self.lm.rotary_emb, self.norm)
 
     def padded(self, width: int = PREFIX) -> tuple[Tensor, Tensor]:
         """Prefixes on the right of ``width`` columns; what lies under the padding must not matter."""
@@ -175,7 +175,7 @@ def reach(mixers: nn.ModuleList, changed: int) -> set[int]:
         seen.append(hidden)
         return hidden
 
-    decoder = canvas.Decoder([layer], toy.lm.rotary_emb, nn.Identity())
+    decoder = causal.Decoder([layer], toy.lm.rotary_emb, nn.Identity())
     local = canvas.local_decoder(decoder, mixers, first=1)
     for embeds in (
         toy.canvas,

@@ -98,6 +98,11 @@ def test_only_the_episodes_that_differ_most_are_learned_from() -> None:
 
 
 # -- one gradient, however the work is cut -----------------------------------------------------------
+FP32 = 1e-6
+"""Norms of transformers are fp32 whatever the weights are, and rows of one prompt are run as one only where
+they are in one micro-batch: rounding differs."""
+
+
 @pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize("scenario", [None, WriteThenDraw()], ids=["draw", "write and draw"])
 def test_gradient_does_not_depend_on_split_or_padding(kind: str, scenario: WriteThenDraw | None) -> None:
@@ -105,7 +110,7 @@ def test_gradient_does_not_depend_on_split_or_padding(kind: str, scenario: Write
     whole = gradient(with_micro_batch(made, 100), batch)
     assert whole.dtype == torch.float64 and whole.norm() > 1e-3
     for size in (1, 3):
-        assert distance(gradient(with_micro_batch(made, size), batch), whole) <= 1e-10
+        assert distance(gradient(with_micro_batch(made, size), batch), whole) <= FP32
     wide = {name: padded(segment, 3) for name, segment in batch.rollout.segments.items()}
     widened = replace(batch, rollout=replace(batch.rollout, segments=wide))
     assert distance(gradient(with_micro_batch(made, 100), widened), whole) <= 1e-10
@@ -114,7 +119,7 @@ def test_gradient_does_not_depend_on_split_or_padding(kind: str, scenario: Write
 def test_rows_in_another_order_give_the_same_gradient() -> None:
     made, batch = prepared(LOSSES["token"])
     order = torch.randperm(len(batch.rollout), generator=torch.Generator().manual_seed(1)).tolist()
-    assert distance(gradient(with_micro_batch(made, 5), batch, order), gradient(made, batch)) <= 1e-10
+    assert distance(gradient(with_micro_batch(made, 5), batch, order), gradient(made, batch)) <= FP32
 
 
 def test_minibatches_hold_every_group_once() -> None:

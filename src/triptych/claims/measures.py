@@ -175,12 +175,12 @@ def _aside(by: Actor) -> Columns:
     }
 
 
-GENERATION = Measure("generation", _generation, 360, 6)
-QUIZ = Measure("quiz", _quiz, 360, 6)
-UNDERSTANDING = Measure("understanding", _understanding, 2000, 1)
-EDITING = Measure("editing", _editing, 500, 4)
-VAGUE = Measure("vague", _vague, 312, 7)
-REFLECTION = Measure("reflection", _reflection, 360, 6)
-PROBLEMS = Measure("problems", _problems, 2000, 1)
-QUESTIONS = Measure("questions", _questions, 2000, 1)
+GENERATION = Measure("generation", _generation, 360, 3)
+QUIZ = Measure("quiz", _quiz, 360, 2)
+UNDERSTANDING = Measure("understanding", _understanding, 1000, 1)
+EDITING = Measure("editing", _editing, 500, 2)
+VAGUE = Measure("vague", _vague, 312, 3)
+REFLECTION = Measure("reflection", _reflection, 360, 3)
+PROBLEMS = Measure("problems", _problems, 1000, 1)
+QUESTIONS = Measure("questions", _questions, 1000, 1)
 ASIDE = Measure("aside", _aside, 120, 1)

@@ -13,7 +13,7 @@ D width.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import isqrt
 from typing import Any
 
@@ -24,53 +24,9 @@ from triptych.kernels import masked as kernel
 from triptych.kernels.noise import uniforms
 from triptych.models import causal
 from triptych.models.base import Example
+from triptych.models.causal import Decoder
 from triptych.models.rows import as_recorded, times
 from triptych.trajectory import MaskedImageSegment, Sampling, Unmasking
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """The parts of a language model that :func:`triptych.models.causal.run_layers` runs."""
-
-    layers: Sequence[Callable[..., Tensor]]
-    rotary_emb: Callable[..., tuple[Tensor, Tensor]]
-    norm: Callable[[Tensor], Tensor]
-
-
-class Past:
-    """Keys and values of columns that were run before; those that attend to them are not added."""
-
-    def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-        self.pairs = tuple(pairs)
-
-    def update(
-        self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object
-    ) -> tuple[Tensor, Tensor]:
-        """The held columns followed by the new ones, ``[R, heads, P + new, d]``."""
-        keys, values = self.pairs[layer]
-        return torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
-
-
-class _Recorder:
-    """Keeps what each layer computes. A layer that is computed again for its gradient adds nothing."""
-
-    def __init__(self) -> None:
-        self.pairs: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def update(
-        self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object
-    ) -> tuple[Tensor, Tensor]:
-        self.pairs.setdefault(layer, (key, value))
-        return key, value
-
-
-def remember(
-    decoder: Decoder, embeds: Tensor, mask: Tensor, place: Tensor, *, recompute: bool = False
-) -> Past:
-    """Run ``embeds [R, P, D]`` for their keys and values alone."""
-    recorder = _Recorder()
-    causal.run_layers(decoder, embeds, mask, place, recorder, recompute=recompute)
-    return Past([recorder.pairs[i] for i in range(len(decoder.layers))])
 
 
 def open_mask(valid: Tensor, dtype: torch.dtype) -> Tensor:
@@ -85,18 +41,20 @@ def prepare(
     embeds: Tensor,
     valid: Tensor,
     columns: int,
+    rows: Tensor | None = None,
     *,
     seen: Tensor | None = None,
     recompute: bool = False,
 ) -> Callable[[Tensor], Tensor]:
-    """Run the prefix ``embeds [R, P, D]`` (left padded, ``valid [R, P]``) through ``prefix``, causally, but
-    that all of it sees the columns ``seen [R, P]``, those of its pictures.
+    """Run the prefix ``embeds [U, P, D]`` (left padded, ``valid [U, P]``) through ``prefix``, causally, but
+    that all of it sees the columns ``seen [U, P]``, those of its pictures. Row r has prefix ``rows[r]``.
 
     Returns a pass of a canvas through ``over`` (the same layers, or local ones): from embeddings of its C
     ``columns`` after the prefix to hidden states, ``[R, C, D]`` both.
     """
     mask = causal.opened(causal.causal_mask(valid, valid.shape[1], embeds.dtype), seen)
-    past = remember(prefix, embeds, mask, causal.positions(valid), recompute=recompute)
+    _, past = causal.remember(prefix, embeds, mask, causal.positions(valid), rows, recompute=recompute)
+    valid = valid if rows is None else valid[rows]
     whole = torch.cat([valid, valid.new_ones(valid.shape[0], columns)], dim=1)
     mask, place = open_mask(whole, embeds.dtype), causal.positions(whole)[:, -columns:]
     rotary = over.rotary_emb(embeds, position_ids=place)  # the same for every pass

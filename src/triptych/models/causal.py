@@ -4,11 +4,14 @@ Shared by every model whose tokens come one after another. It calls each decoder
 ``forward`` (hooks, adapters and sharding keep working) with one explicit attention mask, and keeps keys
 and values in buffers of the final length, so a step costs what the layers cost and little more.
 
-Shape legend: R rows (twice B under guidance), P prefix length, A actions, D width.
+Rows of a group have one prompt, which is run once: its U different prefixes, of which ``rows [R]`` says whose
+each row has.
+
+Shape legend: R rows (twice B under guidance), U prefixes, P prefix length, A actions, D width.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +21,50 @@ from torch.utils.checkpoint import checkpoint
 from triptych.errors import UserError
 from triptych.kernels import tokens as kernel
 from triptych.trajectory import Denoising, Sampling, Unmasking
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The parts of a language model that :func:`run_layers` runs.
+
+    ``turn`` makes ``rotary_emb`` of some ``rows`` where it is not the same for all.
+    """
+
+    layers: Sequence[Callable[..., Tensor]]
+    rotary_emb: Callable[..., tuple[Tensor, Tensor]]
+    norm: Callable[[Tensor], Tensor]
+    turn: Callable[[Tensor], Callable[..., tuple[Tensor, Tensor]]] | None = None
+
+    def of(self, rows: Tensor) -> "Decoder":
+        """For rows that follow these prefixes."""
+        return self if self.turn is None else replace(self, rotary_emb=self.turn(rows))
+
+
+class Past:
+    """Keys and values of columns that were run before; those that attend to them are not added."""
+
+    def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self.pairs = tuple(pairs)
+
+    def update(
+        self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        """The held columns followed by the new ones, ``[R, heads, P + new, d]``."""
+        keys, values = self.pairs[layer]
+        return torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
+
+
+class _Recorder:
+    """Keeps what each layer computes. A layer that is computed again for its gradient adds nothing."""
+
+    def __init__(self) -> None:
+        self.pairs: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(
+        self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        self.pairs.setdefault(layer, (key, value))
+        return key, value
 
 
 class BufferCache:
@@ -41,6 +88,10 @@ class BufferCache:
         pair[1][:, :, start:end] = value
         self.filled[layer] = end
         return pair[0][:, :, :end], pair[1][:, :, :end]
+
+    def take(self, rows: Tensor) -> None:
+        """Go on with these rows of what is held."""
+        self.buffers = [pair and (pair[0][rows], pair[1][rows]) for pair in self.buffers]
 
 
 def causal_mask(valid: Tensor, new: int, dtype: torch.dtype) -> Tensor:
@@ -114,6 +165,52 @@ def teacher_forced(
     return run_layers(lm, embeds, mask, place, past, recompute=recompute)
 
 
+def remember(
+    decoder: Decoder,
+    embeds: Tensor,
+    mask: Tensor,
+    place: Tensor,
+    rows: Tensor | None = None,
+    *,
+    recompute: bool = False,
+) -> tuple[Tensor, Past]:
+    """Run ``embeds [U, P, D]``: hidden states, and keys and values, of ``rows`` if these are given."""
+    recorder = _Recorder()
+    hidden = run_layers(decoder, embeds, mask, place, recorder, recompute=recompute)
+    pairs = [recorder.pairs[i] for i in range(len(decoder.layers))]
+    if rows is not None:
+        hidden, pairs = hidden[rows], [(keys[rows], values[rows]) for keys, values in pairs]
+    return hidden, Past(pairs)
+
+
+def continued(
+    decoder: Decoder,
+    prefix: Tensor,
+    valid: Tensor,
+    further: Tensor,
+    taken: Tensor,
+    rows: Tensor | None = None,
+    *,
+    seen: Tensor | None = None,
+    recompute: bool = False,
+) -> Tensor:
+    """Hidden states ``[R, 1 + n, D]`` of a prefix's last column, and of ``further [R, n, D]`` after it.
+
+    ``prefix [U, P, D]`` is left padded (``valid [U, P]``); of ``further``, those count in ``taken [R, n]``.
+    """
+    if rows is None:
+        joined, whole = torch.cat([prefix, further], dim=1), torch.cat([valid, taken], dim=1)
+        hidden = teacher_forced(decoder, joined, whole, seen=seen, recompute=recompute)
+        return hidden[:, prefix.shape[1] - 1 :]
+    mask = opened(causal_mask(valid, valid.shape[1], prefix.dtype), seen)
+    before, past = remember(decoder, prefix, mask, positions(valid), rows, recompute=recompute)
+    if not further.shape[1]:
+        return before[:, -1:]
+    whole = torch.cat([valid[rows], taken], dim=1)
+    after = teacher_forced(decoder.of(rows), further, whole, past, recompute=recompute)
+    return torch.cat([before[:, -1:], after], dim=1)
+
+
 @dataclass(frozen=True)
 class Written:
     """What :func:`autoregress` did: ``tokens``, ``logp``, ``mask``, each ``[B, A]``."""
@@ -136,13 +233,14 @@ def autoregress(
     end: int | None = None,
     past: BufferCache | None = None,
     seen: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> Written:
-    """Draw up to A tokens a row after ``prefix [R, P, D]`` (left padded, ``valid [R, P]``).
+    """Draw up to A tokens a row after ``prefix [U, P, D]`` (left padded, ``valid [U, P]``).
 
     With guidance, R = 2B: conditional rows, then unconditional ones; both are fed the drawn token.
     ``uniforms [B, A]`` decides the draws. A row that drew ``end`` stops; its later entries are masked.
-    ``past``, with room for the rest, already holds H columns before these; ``valid`` is then ``[R, H + P]``.
-    ``seen``: columns of the prefix that all of it sees, see :func:`opened`.
+    ``past``, with room for the rest, already holds H columns before these; ``valid`` is then ``[U, H + P]``.
+    ``seen``: columns of the prefix that all of it sees, see :func:`opened`. Without ``rows`` U is R.
     """
     if sampling.unmask != Unmasking():
         raise UserError(
@@ -155,9 +253,12 @@ def autoregress(
     actions, start, new = uniforms.shape[1], valid.shape[1], prefix.shape[1]
     cache = past if past is not None else BufferCache(len(lm.layers), start + actions)
     mask: Tensor | None = opened(causal_mask(valid, new, prefix.dtype), seen)
+    hidden = run_layers(lm, prefix, mask, positions(valid)[:, start - new :], cache)[:, -1]
+    if rows is not None:
+        hidden, valid, lm = hidden[rows], valid[rows], lm.of(rows)
+        cache.take(rows)
     valid = torch.cat([valid, valid.new_ones(valid.shape[0], actions)], dim=1)
     place = positions(valid)
-    hidden = run_layers(lm, prefix, mask, place[:, start - new : start], cache)[:, -1]
     padded = not bool(valid.all())
     full_mask = causal_mask(valid, 1, prefix.dtype) if padded else None
     alive = torch.ones(uniforms.shape[0], dtype=torch.bool, device=prefix.device)
@@ -174,7 +275,7 @@ def autoregress(
             if not alive.any():
                 break
         if a + 1 < actions:
-            again = draw.tokens.repeat(prefix.shape[0] // draw.tokens.shape[0])
+            again = draw.tokens.repeat(len(hidden) // len(draw.tokens))
             column = start + a
             mask = full_mask[..., : column + 1] if full_mask is not None else None
             hidden = run_layers(lm, embed(again)[:, None], mask, place[:, column : column + 1], cache)[:, -1]

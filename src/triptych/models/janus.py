@@ -11,6 +11,7 @@ Shape legend: B rows, P padded prompt length, A actions, N image tokens, D width
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isqrt
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -23,6 +24,7 @@ from transformers import AutoTokenizer, JanusConfig, JanusForConditionalGenerati
 from transformers.utils import cached_file
 
 from triptych.errors import UserError
+from triptych.kernels import tokens as kernel
 from triptych.kernels.noise import uniforms
 from triptych.kernels.relaxed import Relaxation, relaxed
 from triptych.models import causal
@@ -141,7 +143,15 @@ class JanusModel(WritingModel):
                 embeds = torch.where(blank[:, None, None], uncond, embeds)
             if guidance != 1:
                 embeds, valid = torch.cat([embeds, uncond]), torch.cat([valid, valid])
-        return Prefix(self.network.model.language_model, embeds, valid)
+        lm = self.network.model.language_model
+        return Prefix(causal.Decoder(lm.layers, lm.rotary_emb, lm.norm), embeds, valid)
+
+    def _drawing_prefix(self, prompts: Sequence[Prompt], guidance: float) -> Prefix:
+        """Of each different prompt once; with guidance the unconditional rows follow."""
+        before = self._shared(prompts, lambda each: self._prefix(each, True, guidance))
+        if guidance == 1 or before.rows is None:
+            return before
+        return replace(before, rows=torch.cat([before.rows, before.rows + len(before.embeds) // 2]))
 
     def _answer_prefix(self, prompts: Sequence[Prompt], room: int) -> Prefix:
         return self._prefix(prompts, draw=False)
@@ -192,8 +202,9 @@ class JanusModel(WritingModel):
         self, prompts: Sequence[Prompt], sampling: Sampling, keys: Sequence[NoiseKey]
     ) -> TokenImageSegment:
         """Draw pictures: ``tokens [B, N]`` in raster order."""
-        before, core = self._prefix(prompts, draw=True, guidance=sampling.guidance), self.network.model
-        with packed(self._lm, core.generation_head, core.generation_aligner, rows=len(before.embeds)):
+        before, core = self._drawing_prefix(prompts, sampling.guidance), self.network.model
+        rows = len(prompts) * kernel.branches(sampling.guidance)
+        with packed(self._lm, core.generation_head, core.generation_aligner, rows=rows):
             drawn = causal.autoregress(
                 before.decoder,
                 before.embeds,
@@ -202,6 +213,7 @@ class JanusModel(WritingModel):
                 sampling,
                 head=core.generation_head,
                 embed=self._embed_codes,
+                rows=before.rows,
             )
         return TokenImageSegment(
             name=keys[0].segment, context=tuple(prompts), sampling=sampling, **vars(drawn)
@@ -210,18 +222,22 @@ class JanusModel(WritingModel):
     # -- scoring -----------------------------------------------------------------------------------
     def _written(self, segment: TokenSegment, blank: Tensor | None = None) -> Tensor:
         """Also of a drawing, then ``[B or 2B, A, D]``."""
-        draw = isinstance(segment, TokenImageSegment)
-        before = self._prefix(segment.context, draw, segment.sampling.guidance, blank)
-        embed = self._embed_codes if draw else self.network.get_input_embeddings()
-        branches = len(before.embeds) // len(segment)
-        actions, taken = embed(segment.tokens)[:, :-1], segment.mask[:, :-1]
-        hidden = causal.teacher_forced(
+        if not isinstance(segment, TokenImageSegment):
+            return super()._written(segment)
+        guidance, branches = segment.sampling.guidance, kernel.branches(segment.sampling.guidance)
+        if blank is None:
+            before = self._drawing_prefix(segment.context, guidance)
+        else:
+            before = self._prefix(segment.context, True, guidance, blank)
+        return causal.continued(
             before.decoder,
-            torch.cat([before.embeds, actions.repeat(branches, 1, 1)], dim=1),
-            torch.cat([before.valid, taken.repeat(branches, 1)], dim=1),
+            before.embeds,
+            before.valid,
+            self._embed_codes(segment.tokens)[:, :-1].repeat(branches, 1, 1),
+            segment.mask[:, :-1].repeat(branches, 1),
+            before.rows,
             recompute=self.recompute,
         )
-        return hidden[:, before.embeds.shape[1] - 1 :]
 
     def forward(
         self, segment: Segment, need: frozenset[str], reference: bool = False, blank: Tensor | None = None

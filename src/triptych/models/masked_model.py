@@ -99,13 +99,14 @@ class MaskedModel(WritingModel):
         rows = [pictures if h else p for p, pictures, h in zip(prompts, bare, hide, strict=True)]
         rows += bare if branches == 3 else []
         rows += [Prompt.of("")] * len(prompts) if branches > 1 else []
-        prefix, embed = self._canvas_prefix(rows), network.get_input_embeddings()
+        prefix, embed = self._shared(rows, self._canvas_prefix), network.get_input_embeddings()
         run = canvas.prepare(
             prefix.decoder,
             network.decoder(first=1),
             prefix.embeds,
             prefix.valid,
             self.draw_tokens + 2,
+            prefix.rows,
             seen=prefix.seen,
             recompute=self.recompute,
         )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from triptych.errors import UserError
 from triptych.models import canvas
+from triptych.models.causal import Decoder
 
 BEGIN_IMAGE, END_IMAGE, DRAW, READ = "<|soi|>", "<|eoi|>", "<|t2i|>", "<|mmu|>"
 MARKS = (BEGIN_IMAGE, END_IMAGE, "<|sov|>", "<|eov|>", DRAW, READ, "<|t2v|>", "<|v2v|>", "<|lvg|>")
@@ -81,10 +82,10 @@ class MaskedNetwork(nn.Module, ABC):
         """Which attention kernel the layers use."""
         self.lm.set_attn_implementation(implementation)
 
-    def decoder(self, first: int | None = None) -> canvas.Decoder:
+    def decoder(self, first: int | None = None) -> Decoder:
         """The layers; with ``first``, for columns of a picture whose tokens begin there: maybe local."""
         core = self.lm.model
-        decoder = canvas.Decoder(core.layers, core.rotary_emb, self.norm)
+        decoder = Decoder(core.layers, core.rotary_emb, self.norm)
         if first is None or self.local is None:
             return decoder
         return canvas.local_decoder(decoder, self.local, first)

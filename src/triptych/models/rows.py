@@ -12,7 +12,7 @@ from torch import Tensor
 from triptych.errors import UserError
 from triptych.kernels.noise import uniforms
 from triptych.models.base import Example
-from triptych.trajectory import Sampling, TextSegment
+from triptych.trajectory import Prompt, Sampling, TextSegment
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
@@ -21,6 +21,23 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
     lengths = torch.tensor([len(row) for row in rows])
     return ids, torch.arange(width) >= width - lengths[:, None]
+
+
+def distinct(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[int] | None]:
+    """The different prompts, and which of them each row has; None where no two are alike.
+
+    Rows of a group have one, and so have all unconditional rows. Pictures are alike that are the same object.
+    """
+    first: dict[object, int] = {}
+    found: list[Prompt] = []
+    rows = []
+    for prompt in prompts:
+        said = tuple((t.role, *(p if isinstance(p, str) else id(p) for p in t.content)) for t in prompt.turns)
+        if said not in first:
+            first[said] = len(found)
+            found.append(prompt)
+        rows.append(first[said])
+    return found, rows if len(found) < len(rows) else None
 
 
 def words(tokenizer: Any, text: str) -> list[int]:

@@ -121,7 +121,7 @@ class ShowoModel(MaskedModel):
         valid = torch.cat([has[:, None].expand(-1, seen.shape[1]), valid], dim=1)
         return seen, ids.to(self.device), valid.to(self.device)
 
-    def _look(self, seen: Tensor) -> tuple[canvas.Decoder, Tensor, Tensor, Tensor]:
+    def _look(self, seen: Tensor) -> tuple[causal.Decoder, Tensor, Tensor, Tensor]:
         """How a picture's columns are run: layers, embeddings, a mask that hides nothing, positions."""
         shape = seen.shape[:2]
         mask = canvas.open_mask(torch.ones(shape, dtype=torch.bool, device=seen.device), seen.dtype)
@@ -141,7 +141,7 @@ class ShowoModel(MaskedModel):
         embeds = self.network.get_input_embeddings()(torch.cat([ids, segment.tokens[:, :-1]], dim=1))
         valid = torch.cat([valid, segment.mask[:, :-1]], dim=1)
         again = self.recompute
-        past = canvas.remember(*self._look(seen), recompute=again) if seen.shape[1] else None
+        past = causal.remember(*self._look(seen), recompute=again)[1] if seen.shape[1] else None
         hidden = causal.teacher_forced(self.network.decoder(), embeds, valid, past, recompute=again)
         return hidden[:, ids.shape[1] - 1 :]
 

@@ -45,7 +45,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM, Siglip2VisionModel
 
-from triptych.models import causal
 from triptych.models.magvit2 import MagViT2Codec
 from triptych.models.masked_model import MaskedModel, open_codec
 from triptych.models.masked_network import BEGIN_IMAGE, DRAW, END_IMAGE, MARKS, READ
@@ -54,7 +53,7 @@ from triptych.models.rows import left_padded, mark, words
 from triptych.models.unigen_network import UniGenLayout, UniGenNetwork, cut, grow
 from triptych.models.weights import open_part, open_tokenizer
 from triptych.models.writing import BEGIN_TURN, END_TURN, Prefix
-from triptych.trajectory import Prompt, TokenSegment
+from triptych.trajectory import Prompt
 
 PIXELS = 384
 
@@ -152,18 +151,6 @@ class UniGenModel(MaskedModel):
 
     def _answer_prefix(self, prompts: Sequence[Prompt], room: int) -> Prefix:
         return self._prefix(prompts, draw=False)
-
-    def _written(self, segment: TokenSegment) -> Tensor:
-        before = self._prefix(segment.context, draw=False)
-        answer = self.network.get_input_embeddings()(segment.tokens[:, :-1])
-        hidden = causal.teacher_forced(
-            self.network.decoder(),
-            torch.cat([before.embeds, answer], dim=1),
-            torch.cat([before.valid, segment.mask[:, :-1]], dim=1),
-            seen=before.seen,
-            recompute=self.recompute,
-        )
-        return hidden[:, before.embeds.shape[1] - 1 :]
 
     # -- files -----------------------------------------------------------------------------------------
     @classmethod

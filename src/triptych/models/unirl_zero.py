@@ -41,7 +41,7 @@ from triptych.kernels.tokens import branches, guided
 from triptych.models.base import Example, LossSum, Scores
 from triptych.models.latent_codec import AutoencoderCodec, LatentCodec, open_latent_codec
 from triptych.models.packed import quick
-from triptych.models.rows import mark, times, words
+from triptych.models.rows import distinct, mark, times, words
 from triptych.models.unirl_zero_network import Columns, UniRLZeroLayout, UniRLZeroNetwork
 from triptych.models.weights import open_tokenizer
 from triptych.models.writing import BEGIN_TURN, END_TURN, Prefix, WritingModel
@@ -104,8 +104,10 @@ class UniRLZeroModel(WritingModel):
 
     def _captions(self, prompts: Sequence[Prompt]) -> Tensor:
         """What the queries say after these prompts, ``[B, M, C]``."""
-        edit = [bool(prompt.pictures) for prompt in prompts]
-        return self.network.condition(self._columns(prompts), edit, recompute=self.recompute)
+        different, rows = distinct(prompts)
+        edit = [bool(prompt.pictures) for prompt in different]
+        found = self.network.condition(self._columns(different), edit, recompute=self.recompute)
+        return found if rows is None else found[rows]
 
     def _sources(self, prompts: Sequence[Prompt]) -> Tensor:
         """Latents ``[B, c, h, w]`` of the pictures to edit, 0 where there is none; rows may share one."""

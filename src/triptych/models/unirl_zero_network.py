@@ -20,6 +20,7 @@ A actions, c latent channels, h x w latent.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -31,7 +32,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 
 from triptych.errors import UserError
 from triptych.models import causal
-from triptych.models.canvas import Decoder
+from triptych.models.causal import Decoder
 from triptych.models.connector import Connector, ConnectorSizes
 from triptych.models.diffusion import DiffusionExpert, expert_of
 from triptych.models.rows import left_padded
@@ -167,15 +168,15 @@ class UniRLZeroNetwork(nn.Module):
     # -- the language expert -----------------------------------------------------------------------
     def decoder(self, columns: Columns) -> Decoder:
         """The layers, for :mod:`triptych.models.causal`: it counts columns, and here counts become places."""
-        core, places = self.lm.model.language_model, columns.places
-        last = places.shape[2] - 1
+        core, last = self.lm.model.language_model, columns.places.shape[2] - 1
 
-        def rotary(embeds: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        def rotary(places: Tensor, embeds: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
             inside = position_ids.clamp(max=last)
             found = places.gather(2, inside.expand(3, -1, -1)) + (position_ids - inside)
             return core.rotary_emb(embeds, found)
 
-        return Decoder(core.layers, rotary, core.norm)
+        turned = partial(rotary, columns.places)
+        return Decoder(core.layers, turned, core.norm, lambda rows: partial(rotary, columns.places[:, rows]))
 
     def condition(self, columns: Columns, edit: Sequence[bool], *, recompute: bool = False) -> Tensor:
         """Captions ``[B, M, C]`` of prompts; rows in ``edit [B]`` ask with the queries for editing."""

@@ -7,9 +7,9 @@ Shape legend: B rows, H columns run before, P padded prompt length, A actions, D
 
 import json
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -22,10 +22,10 @@ from triptych.kernels import tokens as kernel
 from triptych.kernels.noise import uniforms
 from triptych.models import causal
 from triptych.models.base import Example, LossSum, Scores, UnifiedModel, fit, from_pictures
-from triptych.models.canvas import Decoder
+from triptych.models.causal import Decoder
 from triptych.models.lora import adapters, open_adapter, save_adapter
 from triptych.models.packed import packed, quick
-from triptych.models.rows import answer_count, answers, texts
+from triptych.models.rows import answer_count, answers, distinct, texts
 from triptych.trajectory import NoiseKey, Picture, Prompt, Sampling, Segment, TextSegment, TokenSegment
 
 BEGIN_TURN, END_TURN = "<|im_start|>", "<|im_end|>"
@@ -34,10 +34,10 @@ BEGIN_TURN, END_TURN = "<|im_start|>", "<|im_end|>"
 
 @dataclass(frozen=True)
 class Prefix:
-    """Left-padded prompts as embeddings ``[B, P, D]``, with the columns that count ``[B, H + P]``.
+    """Left-padded prompts as embeddings ``[U, P, D]``, with the columns that count ``[U, H + P]``.
 
-    ``decoder``: the layers that run them. ``seen [B, P]``: pictures' columns, which all of the prefix sees.
-    ``past``: H columns run before.
+    ``decoder``: the layers that run them. ``seen [U, P]``: pictures' columns, which all of the prefix sees.
+    ``past``: H columns run before. ``rows [R]``: whose prompt each row has, where some have the same.
     """
 
     decoder: Decoder
@@ -45,6 +45,7 @@ class Prefix:
     valid: Tensor
     seen: Tensor | None = None
     past: causal.BufferCache | None = None
+    rows: Tensor | None = None
 
 
 class WritingModel(UnifiedModel):
@@ -75,18 +76,24 @@ class WritingModel(UnifiedModel):
     def _answer_prefix(self, prompts: Sequence[Prompt], room: int) -> Prefix:
         """What stands before an answer of up to ``room`` tokens."""
 
+    def _shared(self, prompts: Sequence[Prompt], make: Callable[[Sequence[Prompt]], Prefix]) -> Prefix:
+        """What ``make`` makes of the prompts, each different one once."""
+        different, rows = distinct(prompts)
+        return replace(make(different), rows=None if rows is None else torch.tensor(rows, device=self.device))
+
     def _written(self, segment: TokenSegment) -> Tensor:
         """Hidden states ``[B, A, D]`` that predict a text's tokens: each one *before* its token."""
-        before = self._answer_prefix(segment.context, 0)
-        answer = self.network.get_input_embeddings()(segment.tokens[:, :-1])
-        hidden = causal.teacher_forced(
+        before = self._shared(segment.context, lambda prompts: self._answer_prefix(prompts, 0))
+        return causal.continued(
             before.decoder,
-            torch.cat([before.embeds, answer], dim=1),
-            torch.cat([before.valid, segment.mask[:, :-1]], dim=1),
+            before.embeds,
+            before.valid,
+            self.network.get_input_embeddings()(segment.tokens[:, :-1]),
+            segment.mask[:, :-1],
+            before.rows,
             seen=before.seen,
             recompute=self.recompute,
         )
-        return hidden[:, before.embeds.shape[1] - 1 :]
 
     @abstractmethod
     def _drawing_loss(self, examples: Sequence[Example]) -> LossSum:
@@ -111,7 +118,7 @@ class WritingModel(UnifiedModel):
             raise UserError(f"{self.name} writes text without guidance; got guidance {sampling.guidance}")
         head, _ = self._head()
         with packed(self._lm, head, rows=len(prompts)):
-            before = self._answer_prefix(prompts, sampling.max_tokens)
+            before = self._shared(prompts, lambda each: self._answer_prefix(each, sampling.max_tokens))
             written = causal.autoregress(
                 before.decoder,
                 before.embeds,
@@ -123,6 +130,7 @@ class WritingModel(UnifiedModel):
                 end=self.end,
                 past=before.past,
                 seen=before.seen,
+                rows=before.rows,
             )
         return TextSegment(name=keys[0].segment, context=tuple(prompts), sampling=sampling, **vars(written))
 
