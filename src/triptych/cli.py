@@ -205,7 +205,7 @@ class Eval(Policy):
             found = shapes_world.evaluation(settings, self.tasks)(model, 0)
             print_table(found.summary)
         if self.save:
-            RunDirectory(self.save).save_samples("eval", found.pictures, found.rows)
+            RunDirectory(self.save).save_samples("eval", found.samples)
             print(f"drawings: {self.save / 'samples' / 'eval'}")
 
 

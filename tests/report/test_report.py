@@ -111,6 +111,17 @@ def metrics(steps: int, rng: np.random.Generator) -> list[dict[str, Any]]:
     return rows
 
 
+def episode(i: int, k: int) -> list[dict[str, Any]]:
+    """Drawn, judged, drawn again; the first of a group says nothing and ends there."""
+    first = {"name": "first", "file": f"{i:04d}.png", "advantage": 0.25, "credit": {"geneval": 0.5}}
+    verdict = {"name": "verdict", "text": f"wrong: {k} <b>", "advantage": -1.5, "credit": {"verdict": None}}
+    return [first, {**verdict, "text": ""}] if k == 0 else [first, verdict, {**first, "name": "second"}]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
 def training_samples(run: Path, rng: np.random.Generator) -> None:
     rows = []
     for g in range(6):
@@ -129,6 +140,7 @@ def training_samples(run: Path, rng: np.random.Generator) -> None:
                     "rewards": {"geneval": reward, "clean": 0.9},
                     "advantage": None if reward is None else 0.3 * (k - 3.5),
                     "reason": f"found {k} of 8",
+                    **({"episode": episode(i, k)} if g == 5 else {}),
                 }
             )
     write_rows(run / "samples/step_000200/samples.jsonl", rows)
@@ -241,8 +253,8 @@ def test_nothing_is_fetched(page: str) -> None:
 def test_a_report_is_small_and_pictures_are_few(tmp_path: Path) -> None:
     page = build_report(fake_run(tmp_path / "demo", prompts=360, steps=600))
     assert page.stat().st_size < 1_500_000
-    # at most 12 + 8 + 8 + 4 pairs, and 2 + 2 groups of 8
-    assert page.read_text("utf-8").count("<img") == 2 * (12 + 8 + 8 + 4) + 4 * 8
+    # at most 12 + 8 + 8 + 4 pairs, 2 + 2 groups of 8, and one group's best and worst episode, of two and one
+    assert page.read_text("utf-8").count("<img") == 2 * (12 + 8 + 8 + 4) + 4 * 8 + 2 + 1
 
 
 def test_best_and_worst_groups(page: str) -> None:
@@ -254,6 +266,27 @@ def test_best_and_worst_groups(page: str) -> None:
     # group 0: rewards 0 to 0.12 and one that could not be scored, which is no zero in the mean
     assert "mean reward 0.06 , from 0 to 0.12" in text
     assert "not scored" in text
+
+
+def test_an_episode_is_told_as_it_happened(page: str, tmp_path: Path) -> None:
+    told = [text_of(block).strip() for block in re.findall(r'<ol class="episode">.*?</ol>', page, re.DOTALL)]
+    assert len(told) == 2, "the best and the worst of the one group whose episodes have parts"
+    best, worst = told
+    parts = [
+        "first",
+        "adv. +0.25 geneval 0.5",
+        f"verdict wrong: 7 <b> adv. {MINUS}1.5 verdict not scored",
+        "second",
+    ]
+    order = [best.index(part) for part in parts]
+    assert order == sorted(order) and best.startswith("prompt a ") and best.endswith("found 7 of 8")
+    assert "(nothing)" in worst and "second" not in worst, "who says nothing and ends there"
+    run = fake_run(tmp_path / "words", prompts=10, steps=5)
+    rows = read_rows(run / "samples/step_000200/samples.jsonl")
+    only = [{**row, "file": None, "episode": [{"name": "answer", "text": "six"}]} for row in rows[:8]]
+    write_rows(run / "samples/step_000200/samples.jsonl", only)
+    written = build_report(run).read_text("utf-8")
+    assert written.count('<ol class="episode">') == 2 and 'class="strip"' not in written
 
 
 def test_a_run_that_was_killed_is_reported_as_far_as_it_got(tmp_path: Path) -> None:

@@ -122,6 +122,27 @@ def test_rows_in_another_order_give_the_same_gradient() -> None:
     assert distance(gradient(with_micro_batch(made, 5), batch, order), gradient(made, batch)) <= FP32
 
 
+def test_samples_tell_all_that_happened_and_what_it_was_credited_with() -> None:
+    made = learner(scenario=CreditedApart(), functions={"redness": redness, "length": length})
+    assert made.samples() == ()
+    batch = made.batch = made.collect(1)
+    rows = made.samples()
+    for b, (row, sample) in enumerate(zip(rows, batch.rollout.samples, strict=True)):
+        said, drawn = row["episode"]
+        assert said == {
+            "name": "caption",
+            "text": sample.texts["caption"],
+            "advantage": float(batch.advantages["caption"].values[b]),
+            "credit": {"length": float(batch.judged.values["length"][b])},
+        }
+        assert drawn["file"] is row["file"] is sample.completion
+        assert drawn["credit"] == {"redness": float(batch.judged.values["redness"][b])}
+        assert drawn["advantage"] == row["advantage"] == float(batch.advantages["image"].values[b])
+    shown = [replace(s, task=replace(s.task, source=picture(1))) for s in batch.rollout.samples]
+    made.batch = replace(batch, rollout=replace(batch.rollout, samples=tuple(shown)))
+    assert [part["name"] for part in made.samples()[0]["episode"]] == ["source", "caption", "image"]
+
+
 def test_minibatches_hold_every_group_once() -> None:
     made = learner(prompts=5, group=2, minibatches=3)
     batch = made.collect(1)

@@ -47,7 +47,7 @@ def test_only_the_main_process_writes(tmp_path: Path) -> None:
         run.start("r", PolicyConfig())
         run.log(1, {"x": 1.0})
         run.rewind(0)
-        run.save_samples("s", [torch.zeros(2, 2, 3, dtype=torch.uint8)], [{}])
+        run.save_samples("s", [{"file": torch.zeros(2, 2, 3, dtype=torch.uint8)}])
     assert told == [1]
     assert not (tmp_path / "False").exists()
     assert {p.name for p in (tmp_path / "True").iterdir()} == {"config.json", "metrics.jsonl", "samples"}
@@ -67,12 +67,16 @@ def test_the_settings_are_kept_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_samples_keep_every_pixel(tmp_path: Path) -> None:
     random = torch.Generator().manual_seed(0)
     pictures = [torch.randint(0, 256, (5, 7, 3), generator=random).to(torch.uint8) for _ in range(2)]
-    RunDirectory(tmp_path).save_samples("step_1", pictures, [{"reward": 0.5}, {"reward": None}])
+    rows = [
+        {"file": pictures[0], "reward": 0.5},
+        {"reward": None, "episode": [{"file": p} for p in pictures]},
+    ]
+    RunDirectory(tmp_path).save_samples("step_1", rows)
     folder = tmp_path / "samples" / "step_1"
     assert lines(folder / "samples.jsonl") == [
         {"file": "0000.png", "reward": 0.5},
-        {"file": "0001.png", "reward": None},
-    ]
+        {"reward": None, "episode": [{"file": "0000.png"}, {"file": "0001.png"}]},
+    ], "a picture that is met again is written once"
     for picture, name in zip(pictures, ("0000.png", "0001.png"), strict=True):
         assert np.array_equal(np.array(Image.open(folder / name)), picture.numpy())
 

@@ -14,3 +14,8 @@ class Evaluation:
     summary: Mapping[str, Any]
     pictures: Sequence[Picture] = ()
     rows: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """Every row with its drawing, as a run directory saves it."""
+        return [{"file": drawn, **row} for drawn, row in zip(self.pictures, self.rows, strict=True)]

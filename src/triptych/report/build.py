@@ -104,6 +104,7 @@ def _view(run: RunFiles) -> dict[str, Any]:
         "other_evals": [(row.get("name"), share, row.get("n")) for row, share in others],
         "samples_of": _spoken(latest),
         "groups": {"Best groups": best, "Worst groups": worst},
+        "told": any(group["episodes"] for group in best + worst),
         "settings": list(_settings(_object(run.config, "config"))),
         "summary": list(_settings(run.summary)),
         "versions": list(_settings(_object(run.config, "versions"))),

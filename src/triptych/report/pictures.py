@@ -71,6 +71,19 @@ def sample(row: Row, folder: Path) -> dict[str, Any]:
         "advantage": number_or_none(row.get("advantage")),
         "parts": {k: number_or_none(v) for k, v in parts.items()} if isinstance(parts, dict) else {},
         "picture": embed(folder, row.get("file")),
+        "episode": [_moment(each, folder) for each in row.get("episode") or () if isinstance(each, dict)],
+    }
+
+
+def _moment(row: Row, folder: Path) -> dict[str, Any]:
+    """One thing of an episode: a picture or a text, how it compares in its group, and by which rewards."""
+    credit = row.get("credit")
+    return {
+        "name": str(row.get("name") or ""),
+        "picture": embed(folder, row.get("file")),
+        "text": str(row["text"]) if "text" in row else None,
+        "advantage": number_or_none(row.get("advantage")),
+        "credit": {k: number_or_none(v) for k, v in credit.items()} if isinstance(credit, dict) else {},
     }
 
 
@@ -106,8 +119,13 @@ def best_and_worst(rows: Sequence[Row], folder: Path) -> tuple[list[dict[str, An
 def _group(rows: Sequence[Row], folder: Path) -> dict[str, Any]:
     """The samples of one prompt in one step, the best first and those without a reward last."""
     rewards = column(rows, "reward")
-    shown = np.argsort(-rewards, kind="stable")[:SAMPLES_OF_A_GROUP]
+    order = np.argsort(-rewards, kind="stable")
+    shown = order[:SAMPLES_OF_A_GROUP]
+    last = max(i for i, at in enumerate(order) if np.isfinite(rewards[at]))
+    told = [sample(rows[order[i]], folder) for i in sorted({0, last})]
     return {
+        # worth telling where more happened than one drawing: of the best sample and of the worst
+        "episodes": [one for one in told if len(one["episode"]) > 1 or one["picture"] is None],
         "mean": np.nanmean(rewards),
         "low": np.nanmin(rewards),
         "high": np.nanmax(rewards),

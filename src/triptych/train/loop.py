@@ -26,7 +26,6 @@ from triptych.train import distributed
 from triptych.train.optimizer import Average, Optimizer, OptimizerConfig
 from triptych.train.progress import Progress
 from triptych.train.run_directory import RunDirectory
-from triptych.trajectory import Picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +88,8 @@ class Learner(Protocol):
         """Values of the step that just ended."""
         ...
 
-    def samples(self) -> tuple[Sequence[Picture], Sequence[Mapping[str, Any]]]:
-        """Pictures and rows of the step that just ended, for the report; may be empty."""
+    def samples(self) -> Sequence[Mapping[str, Any]]:
+        """Rows of the step that just ended, with pictures in them, for the report; may be empty."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -221,7 +220,7 @@ class Loop:
         row = {"step": self.at.step, "name": name, **found.summary}
         self.directory.append("evals.jsonl", row)
         if found.pictures:
-            self.directory.save_samples(name, found.pictures, found.rows)
+            self.directory.save_samples(name, found.samples)
         score = float(found.summary.get("score", -math.inf))
         if score > self.at.best:
             self.at = replace(self.at, best=score, best_step=self.at.step)
@@ -236,9 +235,8 @@ class Loop:
         distributed.barrier()
         if not self.directory.writes:
             return
-        pictures, rows = self.learner.samples()
-        if pictures:
-            self.directory.save_samples(f"step_{self.at.step:06d}", pictures, rows)
+        if rows := self.learner.samples():
+            self.directory.save_samples(f"step_{self.at.step:06d}", rows)
         tensors: dict[str, dict[str, Tensor]] = {}
         settings = []
         for i, part in enumerate(self.optimizer.parts):

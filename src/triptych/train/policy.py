@@ -28,7 +28,7 @@ from triptych.scenarios.base import RolloutSettings, Scenario, play
 from triptych.train import distributed
 from triptych.train.loop import Gradient, JobConfig
 from triptych.train.tasks import MixedStream, TaskStream
-from triptych.trajectory import Picture, Rollout, Sample, Segment, Task
+from triptych.trajectory import Rollout, Sample, Segment, Task
 
 NOISE_CLIPPED = 0.01
 """Share of actions that the first pass may clip, where every ratio should be 1, without a warning."""
@@ -406,26 +406,43 @@ class PolicyLearner:
             **{f"acted/{name}": share for name, share in shares.items() if share < 1},
         }
 
-    def samples(self) -> tuple[Sequence[Picture], Sequence[Mapping[str, Any]]]:
-        """Drawings of the last step with reward, advantage and reason; texts only as rows."""
+    def samples(self) -> Sequence[Mapping[str, Any]]:
+        """Episodes of the last step: outcome, reward, advantage of the last part, and all that happened."""
         if self.batch is None:
-            return (), ()
-        rollout, judged = self.batch.rollout, self.batch.judged
-        advantage = next(iter(self.batch.advantages.values())).values
-        shown = [b for b, s in enumerate(rollout.samples) if isinstance(s.completion, Tensor)]
-        rows = [
+            return ()
+        judged, told = self.batch.judged, range(len(self.batch.rollout))
+        episodes = [list(self._episode(self.batch, b)) for b in told]
+        return [
             {
-                "task": rollout.samples[b].task.id,
-                "group": rollout.groups[b],
-                "prompt": rollout.samples[b].task.prompt,
+                **({"file": sample.completion} if isinstance(sample.completion, Tensor) else {}),
+                "task": sample.task.id,
+                "group": self.batch.rollout.groups[b],
+                "prompt": sample.task.prompt,
                 "reward": _number(judged.total[b]),
                 "rewards": {name: _number(value[b]) for name, value in judged.values.items()},
-                "advantage": float(advantage[b]),
-                "reason": self.explain(rollout.samples[b]),
+                "advantage": episodes[b][-1]["advantage"],
+                "reason": self.explain(sample),
+                "episode": episodes[b],
             }
-            for b in shown
+            for b, sample in enumerate(self.batch.rollout.samples)
         ]
-        return [rollout.samples[b].completion for b in shown], rows  # type: ignore[misc]
+
+    def _episode(self, batch: Batch, b: int) -> Iterator[dict[str, Any]]:
+        """What row b was shown, then every segment that it took part in: outcome, advantage, credit."""
+        sample = batch.rollout.samples[b]
+        if sample.task.source is not None:
+            yield {"name": "source", "file": sample.task.source}
+        for name in batch.rollout.segments:
+            if sample.acted(name):
+                drawn = name in sample.pictures
+                outcome = {"file": sample.pictures[name]} if drawn else {"text": sample.texts[name]}
+                credit = self.scenario.credit.get(name, tuple(batch.judged.values))
+                yield {
+                    "name": name,
+                    **outcome,
+                    "advantage": float(batch.advantages[name].values[b]),
+                    "credit": {reward: _number(batch.judged.values[reward][b]) for reward in credit},
+                }
 
     def state(self) -> dict[str, Any]:
         """How long each reward has been failing."""

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
+from torch import Tensor
 
 from triptych.errors import UserError
-from triptych.trajectory import Picture
 
 
 class Sink(Protocol):
@@ -88,18 +88,26 @@ class RunDirectory:
                 kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
                 self.write_text(name, "".join(line + "\n" for line in kept))
 
-    def save_samples(self, name: str, pictures: Sequence[Picture], rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write pictures as PNG with one JSON line each, under ``samples/NAME``."""
+    def save_samples(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write rows as JSON lines, ``samples/NAME/samples.jsonl``, and pictures in them as PNG beside it.
+
+        In place of a picture stands its file's name; one that is met again is written once.
+        """
         if not self.writes:
             return
         folder = self.path / "samples" / name
-        lines = []
+        files: dict[int, str] = {}
+
+        def named(picture: object) -> str:
+            assert isinstance(picture, Tensor), f"{type(picture).__name__} is no picture"
+            if id(picture) not in files:
+                files[id(picture)] = f"{len(files):04d}.png"
+                Image.fromarray(picture.numpy()).save(folder / files[id(picture)])
+            return files[id(picture)]
+
         with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            for i, (picture, row) in enumerate(zip(pictures, rows, strict=True)):
-                file = f"{i:04d}.png"
-                Image.fromarray(picture.numpy()).save(folder / file)
-                lines.append(json.dumps({"file": file, **row}) + "\n")
+            lines = [json.dumps(row, default=named) + "\n" for row in rows]
             (folder / "samples.jsonl").write_text("".join(lines))
 
 

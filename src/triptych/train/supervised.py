@@ -12,7 +12,6 @@ from triptych.evals.evaluation import Evaluation
 from triptych.models.base import Example, UnifiedModel
 from triptych.train import distributed
 from triptych.train.loop import Gradient, JobConfig, autocast
-from triptych.trajectory import Picture
 
 KINDS = ("draw", "read")
 
@@ -69,9 +68,9 @@ class SupervisedLearner:
         }
         return {"loss": sum(means.values()), **means}
 
-    def samples(self) -> tuple[Sequence[Picture], Sequence[Mapping[str, Any]]]:
+    def samples(self) -> Sequence[Mapping[str, Any]]:
         """None: evaluations show what was learned."""
-        return (), ()
+        return ()
 
     def state(self) -> dict[str, Any]:
         """Nothing: a batch depends on the step alone."""
