@@ -15,7 +15,7 @@ same drawing seeds throughout. Differences are paired by prompt; their intervals
 prompts. Runs and scores are kept in the folder as ``triptych reproduce`` keeps them; the page has the parts
 that are asked for: ``docs/evidence/demo.json`` and ``demo.md``, for other models than Janus ``demo-NAME``.
 Minutes are those of the steps at their median pace. UniRL-Zero's demo is its recipe ``unirl_zero.t2i``, whose
-runs are those of the claim Z1: either finds what the other has trained, and six drawings a prompt of each.
+runs are those of the claim Z1: either finds what the other has trained, and draws three a prompt.
 
     python benchmarks/demo_claim.py [--model janus|showo|unigen|unirl_zero] [--folder runs/claims]
         [--seeds 0 1 2] [--parts rl sampling supervised methods] [--method-seeds 0 1 2]
@@ -191,11 +191,14 @@ def compared(result: Row) -> list[str]:
             " RL is also drawn as is best for the starter, and as is best for its own first seed, by one"
             " drawing a prompt."
         )
+        rivals = (
+            " The baselines' settings are those that were best on the test prompts themselves, which favours"
+            f" them; how the demo's own were chosen is told in {told_in}."
+        )
         lines += [
             f"RL's mean gain is {statistics.mean(gains):+.1f} points (standard deviation over seeds"
-            f" {statistics.stdev(gains) if len(gains) > 1 else 0:.1f}).{''.join(ahead)} The baselines'"
-            " settings are those that were best on the test prompts themselves, which favours them; how the"
-            f" demo's own were chosen is told in {told_in}.{both if tuned else ''}"
+            f" {statistics.stdev(gains) if len(gains) > 1 else 0:.1f}).{''.join(ahead)}"
+            f"{rivals if ahead else ''}{both if tuned else ''}"
             f" Largest peak memory of a run: {max(run['peak_gib'] for run in runs):.1f} GiB.",
             "",
         ]
@@ -206,7 +209,11 @@ def unseen(runs: list[Row]) -> list[str]:
     """What else was measured, before and after."""
     pairs = {name: np.mean([run["unseen"][name] for run in runs], axis=0) for name in runs[0]["unseen"]}
     rows = [f"{name} | {before:.3f} | {after:.3f}" for name, (before, after) in pairs.items()]
-    return ["Beside the score, mean over seeds:", "", *table("| | before | after |", rows)]
+    return [
+        "Beside the score, mean over seeds, each prompt drawn once with other noise:",
+        "",
+        *table("| | before | after |", rows),
+    ]
 
 
 def of_methods(result: Row) -> list[str]:

@@ -5,10 +5,12 @@ Rooms are imported by the command that needs them: torch takes seconds, `triptyc
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import os
 import re
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -100,12 +102,22 @@ def _asked(name: str, arguments: Sequence[str], command: str) -> tuple["Recipe",
         frozen=True,
     )
     both.__doc__ = f"{recipe.name}: {recipe.summary}."
+    if {"-h", "--help"} & set(arguments):
+        _explain(kind)
     flags = [*flags_of(Where), *flags_of(kind, recipe.config)]
     parsed = parse(both, arguments, f"triptych {command} {name}", flags)
     config = parsed.config
     if name == "demo":
         config = dataclasses.replace(config, model=recipe.config.model)
     return dataclasses.replace(recipe, config=config), parsed.where
+
+
+def _explain(kind: type) -> None:
+    """What the settings mean, as their classes tell it, the most general first."""
+    for each in kind.__mro__[-2::-1]:
+        plain = re.sub(r":\w+:`([^`]*)`|``", r"\1", inspect.cleandoc(each.__doc__ or ""))
+        for paragraph in plain.split("\n\n"):
+            print(textwrap.fill(paragraph, 80), end="\n\n")
 
 
 # -- using a model ---------------------------------------------------------------------------------

@@ -94,8 +94,8 @@ class Unmasking:
 
     ``order`` of commits: "random"; "common", random but the same for a group, so that what differs in it are
     the actions alone; or "confidence", the log-probability of the drawn token plus Gumbel noise of scale
-    ``order_temperature``, annealed linearly to 0. ``estimator``: which actions are recorded, see
-    :mod:`triptych.kernels.masked`. ``trained``: how many of the steps are scored, the same ones for a whole
+    ``order_temperature``, annealed linearly to 0. ``estimator``: which actions are recorded
+    (triptych.kernels.masked). ``trained``: how many of the steps are scored, the same ones for a whole
     group, 0 is all of them; and ``which``, the "first" or a "random" choice. The mask of "random_mask" is one
     that training has at any time, or with "first" at the times of those steps: it then hides more.
     """
@@ -125,8 +125,8 @@ class Denoising:
     """How a latent is denoised in ``steps``, and which of the steps are drawn and so are actions.
 
     ``noise`` is put back after a step by "flow" (Flow-GRPO), "dance" (DanceGRPO) or "cps"
-    (coefficients-preserving), with strength ``level`` (above 0; for "cps" at most 1), see
-    :mod:`triptych.kernels.flow`; "ode" puts back none, which leaves nothing to score. ``shift`` above 1 takes
+    (coefficients-preserving), with strength ``level`` (above 0; for "cps" at most 1), as
+    triptych.kernels.flow has it; "ode" puts back none, which leaves nothing to score. ``shift`` above 1 takes
     more of the steps at high noise. The last step is never drawn. A ``window`` of w steps draws those alone
     (MixGRPO, arXiv 2507.21802); 0 is all others. It begins at step ``first`` (of 0, 1, ...) and ``moves`` on
     by one every ``hold`` training steps, and round ("sliding"), or lies anywhere, anew for each group

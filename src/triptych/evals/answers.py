@@ -28,7 +28,7 @@ _ARTICLES = {"a", "an", "the"}
 
 
 def transcript(thought: str, answer: str) -> str:
-    """A thought and its answer in the form that :func:`parts_of` reads (UniRL-Zero; METHODS 2)."""
+    """A thought and its answer in the form that :func:`parts_of` reads (UniRL-Zero)."""
     return f"<think> {thought} </think><answer> {answer} </answer>"
 
 

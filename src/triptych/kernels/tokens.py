@@ -1,4 +1,4 @@
-"""Tokens drawn one after another: text, and autoregressive image tokens (METHODS 4.1).
+"""Tokens drawn one after another: text, and autoregressive image tokens.
 
 The policy is ``softmax(logits / temperature)`` with guidance mixed in before; sampling and scoring
 both go through :func:`log_policy`, so they cannot disagree. Everything here is fp32 or better,

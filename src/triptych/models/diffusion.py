@@ -4,7 +4,7 @@ Time is sigma in [0, 1]: ``x = (1 - sigma) x0 + sigma eps``, and the velocity is
 both models were trained to give. diffusers names times by 1000 sigma. Knows no language model and no sampler.
 
 Two things are ours. For editing, the source's latent enters where patches are embedded, through a linear
-layer that starts at zero (METHODS 2). And SD3 asks for one pooled vector beside its captions, which CLIP gave
+layer that starts at zero. And SD3 asks for one pooled vector beside its captions, which CLIP gave
 it and no query stands for: here it is the mean caption through a linear layer without bias, so that the null
 condition, all zeros, has a pooled vector of zeros too. Both layers are trained with the expert.
 

@@ -4,7 +4,7 @@ Wraps transformers' ``JanusForConditionalGeneration`` and loads its public layou
 (``deepseek-community/Janus-Pro-1B``, ``-7B``, ``Janus-1.3B``). Pictures are read through the SigLIP tower
 and drawn as VQ token ids in raster order, each predicted by the hidden state *before* it. Guidance uses
 an unconditional row that keeps the begin-of-sentence and begin-of-image tokens and pads the rest
-(arXiv 2501.17811; conventions checked against the public code, see METHODS 5).
+(arXiv 2501.17811; conventions checked against the public code).
 
 Shape legend: B rows, P padded prompt length, A actions, N image tokens, D width, K codes.
 """

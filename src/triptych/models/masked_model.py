@@ -204,7 +204,7 @@ class MaskedModel(WritingModel):
 
     # -- learning ----------------------------------------------------------------------------------
     def _drawing_loss(self, examples: Sequence[Example]) -> LossSum:
-        """Cross-entropy of hidden codes (METHODS 1)."""
+        """Cross-entropy of hidden codes."""
         ids = self._encode([e.target for e in examples if isinstance(e.target, Tensor)])
         return self._loss(canvas.target(examples, ids), blank=[e.unconditional for e in examples])
 

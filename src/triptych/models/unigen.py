@@ -2,7 +2,7 @@
 
 Qwen2.5 reads features of SigLIP2 through a projector and draws tokens of MAGViT-v2, all in one vocabulary:
 words, nine marks, image codes, the mask. Weights and code of 1.5 are not public. Those of UniGen v1 (arXiv
-2505.14682, apple/ml-unigen) are the code that this file follows; editing is as METHODS 1 tells the paper:
+2505.14682, apple/ml-unigen) are the code that this file follows; editing is as the paper of 1.5 tells it:
 
 - drawing: ``<|im_start|><|t2i|>user\\n{prompt}<|im_end|>\\n<|im_start|>assistant\\n<|soi|>[N]<|eoi|>``;
 - reading: ``<|im_start|><|mmu|><|soi|>[features]<|eoi|>user\\n{question}<|im_end|>\\n<|im_start|>assistant``

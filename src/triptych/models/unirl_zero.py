@@ -190,7 +190,7 @@ class UniRLZeroModel(WritingModel):
 
     # -- learning ----------------------------------------------------------------------------------
     def _drawing_loss(self, examples: Sequence[Example]) -> LossSum:
-        """Flow matching: the mean squared error of the velocity, one element a drawing (METHODS 2).
+        """Flow matching: the mean squared error of the velocity, one element a drawing.
 
         Where an example has captions, that of the first queries' captions is added.
         """

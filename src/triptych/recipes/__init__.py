@@ -13,7 +13,7 @@ _SIX = {
     "text": "answer in words",
     "multimodal": "answer about pictures",
     "t2i": "draw what is asked",
-    "cycle": "edit, and undo the edit",
+    "cycle": "edit, and undo it",
     "cot": "think, then draw",
     "reflection": "draw, look, draw again",
 }
@@ -44,9 +44,9 @@ SUMMARIES = {
     "unirl_zero.vague": "RL on a starter: draw vague prompts",
     "unirl_zero.t2i.nft": "the same as unirl_zero.t2i by DiffusionNFT",
     **{f"public.unirl_zero.{name}": f"RL on public weights: {what}" for name, what in _SIX.items()},
-    **{f"public.unirl_zero.{name}.lora": "the same with LoRA adapters" for name in _SIX},
+    **{f"public.unirl_zero.{name}.lora": f"LoRA on public weights: {what}" for name, what in _SIX.items()},
     **_SELF,
-    **{f"public.{name}": "the same on public weights" for name in _SELF},
+    **{f"public.{name}": what.replace("a starter", "public weights") for name, what in _SELF.items()},
     **{f"public.unigen15.{name}": f"UniGen-1.5 on public weights, {what}" for name, what in _STAGES.items()},
 }
 """Every shipped recipe: the name that the command line takes, and one line about it."""
@@ -81,6 +81,6 @@ def find(name: str) -> "Recipe":
     """The recipe of that name; UserError with the nearest one if there is none."""
     if name not in SUMMARIES:
         near = get_close_matches(name, SUMMARIES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(SUMMARIES)}"
+        hint = f"did you mean {near[0]}?" if near else "`triptych recipes` lists them"
         raise UserError(f"no recipe called {name!r}; {hint}")
     return recipes()[name]()

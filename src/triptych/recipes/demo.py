@@ -92,7 +92,7 @@ PUBLIC_JANUS = PolicyConfig(
 
 
 def demo(model: str = "janus") -> Recipe:
-    """GRPO on a starter: draw, verify, and learn from the group (METHODS 4.4).
+    """GRPO on a starter: draw, verify, and learn from the group.
 
     ``model`` names a starter (a key of :data:`DEMOS`) or any other model, which then takes the place of its
     family's starter. The recipe is called "demo", or for other families than Janus "demo-NAME".

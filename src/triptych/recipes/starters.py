@@ -114,7 +114,7 @@ def janus_refine() -> Recipe:
 
 
 def showo() -> Recipe:
-    """The Show-o starter: masked tokens, with locality on the canvas (METHODS 4.2)."""
+    """The Show-o starter: masked tokens, with locality on the canvas."""
     first = janus()
     assert isinstance(first.config, StarterConfig)
     config = replace(

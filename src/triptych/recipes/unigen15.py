@@ -1,4 +1,4 @@
-"""UniGen-1.5's four stages (arXiv 2511.14760; METHODS 1): each goes on from the run of the one before.
+"""UniGen-1.5's four stages (arXiv 2511.14760): each goes on from the run of the one before.
 
 On the tiny world: pre-training from nothing, joint SFT, edit instruction alignment, unified RL. On public
 parts (``public.unigen15.STAGE``) examples, tasks and rewards are yours, and settings the paper's where it
@@ -118,7 +118,7 @@ def sft() -> Recipe:
 def align() -> Recipe:
     """Stage 3, edit instruction alignment: source and instruction in, what the edited picture shows out.
 
-    Nothing is drawn and nothing mixed in. As the paper's, but lighter steps at a rate for a tiny model, which
+    Nothing is drawn and nothing mixed in. As the paper's, but fewer steps, at a rate for a tiny model, which
     falls on a line (the paper: 500 steps, 1e-5, cosine).
     """
     first = sft()

@@ -1,4 +1,4 @@
-"""UniRL's self-improvement (arXiv 2505.23380; METHODS 3): on a starter in minutes, and on public weights.
+"""UniRL's self-improvement (arXiv 2505.23380): on a starter in minutes, and on public weights.
 
 The model draws a prompt, is asked about its drawing, and is graded by what the prompt implies: its own answer
 is the only reward, and no picture comes from outside. "sft" learns the right answer, and through a relaxed

@@ -1,11 +1,11 @@
-"""UniRL-Zero's six scenarios (arXiv 2510.17937; METHODS 2): on a starter in minutes, and on public weights.
+"""UniRL-Zero's six scenarios (arXiv 2510.17937): on a starter in minutes, and on public weights.
 
 On a starter the tasks are the embedded world's, and so are the rewards. On public weights tasks and rewards
 are yours (``--tasks my.jsonl --rewards my_reward.py:score 1``) and settings the paper's, where it has any:
-group 8, ten drawn steps at noise level 0.7 and shift 3, guidance 3.5 inside the policy, KL 0.01 for words and
-4e-3 for drawings; to draw, the diffusion expert and what leads to it learn at 1e-5 and the language expert is
-frozen; to think and draw, they learn at 3e-6 and it at 5e-7. Ours are: 5e-7 for words alone, clipping at 1e-4
-for drawings, texts of up to 512 tokens, and for adapters ten times the rates.
+group 8, ten steps, all but the last drawn, at noise level 0.7 and shift 3, guidance 3.5 inside the policy,
+KL 0.01 for words and 4e-3 for drawings; to draw, the diffusion expert and what leads to it learn at 1e-5 and
+the language expert is frozen; to think and draw, they learn at 3e-6 and it at 5e-7. Ours are: 5e-7 for words
+alone, clipping at 1e-4 for drawings, texts of up to 512 tokens, and for adapters ten times the rates.
 """
 
 from collections.abc import Callable, Sequence

@@ -49,7 +49,7 @@ class AnswerReward:
 
 @dataclass(frozen=True)
 class FormatReward:
-    """1 for one think block, then one answer block, and nothing else; 0 for any other text (METHODS 2)."""
+    """1 for one think block, then one answer block, and nothing else; 0 for any other text."""
 
     segment: str = ""
     name: str = "format"

@@ -34,7 +34,7 @@ def feature_similarity(embed: Embed) -> Similarity:
 
 @dataclass(frozen=True)
 class CycleReward:
-    """How like the source the picture is that came back (UniRL-Zero, Cycle Edit RL; METHODS 2).
+    """How like the source the picture is that came back (UniRL-Zero, Cycle Edit RL).
 
     The source is compared as models see it, its middle cut and resized to the drawing's shape. None for a
     task without a source and for an episode without a way back.
@@ -66,7 +66,7 @@ class DirectionReward:
     """``cos(I(y) - I(x), T(target) - T(source))``, in [-1, 1]: the picture changed as the words did.
 
     x is the task's source, y the completion; the words are ``target_text`` and the column "source_text". With
-    CLIP's towers it is UniRL-Zero's (METHODS 2). None where one of the four is lacking.
+    CLIP's towers it is UniRL-Zero's. None where one of the four is lacking.
     """
 
     image: Embed
