@@ -284,7 +284,9 @@ def test_a_mistake_costs_no_run(run: Callable[[str], Ended]) -> None:
     there = "mine already holds a run: add --resume to go on, --overwrite, or choose another --run"
     assert _one_line(run(f"{TRAIN} --run mine")) == there
     assert _one_line(run("demo --model tiny --run mine")) == there
-    for mistake in ("--rewards clip 1", "--tasks gone.jsonl", "--model ./gone", "--stpes 3", "--steps 0"):
+    mistakes = ("--rewards clip 1", "--tasks gone.jsonl", "--model ./gone", "--stpes 3", "--steps 0")
+    late = ("--optimizer.group-lr nobody 1e-4", "--prompts 4000", "--sinks trackio --steps 0")
+    for mistake in mistakes + late:
         _one_line(run(f"{TRAIN} --run mine --overwrite {mistake}"))
     other = _one_line(run("train janus --run mine --resume --model tiny"))
     assert other == "mine holds a run of demo, not of janus: choose another --run"

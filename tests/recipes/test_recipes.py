@@ -120,6 +120,12 @@ def test_public_weights_with_prompts_and_reward_of_ones_own(
 def test_a_starter_is_made_in_two_parts_and_described(tmp_path: Path, few_scenes: None) -> None:
     own = {p: p.stat().st_mtime_ns for p in starters_folder().rglob("*")}
     folder = tmp_path / "starter"
+    mine = tmp_path / "mine" / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("years")
+    with pytest.raises(UserError, match="holds other things than a model"):
+        run(with_settings(find("starters.janus"), folder=str(mine.parent), **QUICK), tmp_path / "no")
+    assert mine.exists()
     rates = OptimizerConfig(kind="muon", lr=1e-3, muon_lr=0.02)
     settings = {
         "sizes": TINY,

@@ -228,8 +228,19 @@ def test_an_optimizer_goes_on_bit_for_bit(tmp_path: Path, kind: str, steps: int)
     assert all(torch.equal(a, b) for a, b in zip(parameters, again, strict=True))
 
 
+def test_settings_are_those_of_the_run_that_goes_on() -> None:
+    _, optimizer = trained("AdamW", 3)
+    state, about = pack_optimizer(optimizer)
+    again = OPTIMIZERS["AdamW"]([nn.Parameter(torch.zeros(4, 3)) for _ in range(3)])
+    for group in again.param_groups:
+        group |= {"lr": 0.5, "betas": (0.1, 0.2)}
+    unpack_optimizer(again, state, about)
+    assert {(group["lr"], group["betas"]) for group in again.param_groups} == {(0.5, (0.1, 0.2))}
+    assert same(pack_optimizer(again)[0], state), "and what it remembers is the checkpoint's"
+
+
 def test_another_models_optimizer_is_refused() -> None:
     _, optimizer = trained("Muon", 2)
     fewer = OPTIMIZERS["Muon"]([nn.Parameter(torch.zeros(4, 3))])
-    with pytest.raises(UserError, match="other parameters than this model"):
+    with pytest.raises(UserError, match="other parameters, or groups of them"):
         unpack_optimizer(fewer, *pack_optimizer(optimizer))

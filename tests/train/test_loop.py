@@ -294,6 +294,9 @@ def test_a_folder_with_a_run_is_not_written_over_by_chance(tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"holds a run of toy, not of other"):
         train(replace(recipe, name="other"), tmp_path, resume=True, progress=silent(recipe))
     assert (tmp_path / "metrics.jsonl").read_text() == before
+    longer = with_settings(recipe, steps=3, average=0.5)
+    train(longer, tmp_path, resume=True, progress=silent(longer))
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["steps"] == 3, "what goes on is told"
     (tmp_path / "samples" / "leftover").mkdir()
     train(recipe, tmp_path, overwrite=True, progress=silent(recipe))
     assert not (tmp_path / "samples" / "leftover").exists() and len(rows(tmp_path)) == 2

@@ -11,7 +11,7 @@ from PIL import Image
 from triptych.errors import UserError
 from triptych.train.optimizer import OptimizerConfig
 from triptych.train.policy import PolicyConfig
-from triptych.train.run_directory import RunDirectory, make_sinks
+from triptych.train.run_directory import RunDirectory, sink_makers
 
 
 def lines(path: Path) -> list[dict[str, float]]:
@@ -86,7 +86,7 @@ def test_tensorboard_gets_every_scalar(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = RunDirectory(tmp_path, sinks=make_sinks(["tensorboard"], tmp_path))
+    run = RunDirectory(tmp_path, sinks=[make(tmp_path) for make in sink_makers(["tensorboard"])])
     for step in (1, 2):
         run.log(step, {"reward/mean": step / 4, "kl": 0.0})
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -117,14 +117,14 @@ def test_every_sink_passes_all_values_on(name: str, tmp_path: Path, monkeypatch:
 
     module = "torch.utils.tensorboard" if name == "tensorboard" else name
     monkeypatch.setitem(sys.modules, module, Package())  # type: ignore[arg-type]
-    run = RunDirectory(tmp_path, sinks=make_sinks([name], tmp_path))
+    run = RunDirectory(tmp_path, sinks=[make(tmp_path) for make in sink_makers([name])])
     run.log(3, {"reward/mean": 0.25, "kl": 0.0})
     assert told == [(3, "reward/mean", 0.25), (3, "kl", 0.0)]
 
 
 def test_a_sink_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"no sink called 'tensorbord'; there are tensorboard, tr"):
-        make_sinks(["tensorbord"], tmp_path)
+        sink_makers(["tensorbord"])
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"'wandb' needs its package: pip install 'triptych\[track\]'"):
-        make_sinks(["wandb"], tmp_path)
+        sink_makers(["wandb"])

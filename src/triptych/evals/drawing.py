@@ -4,6 +4,7 @@ Knows tasks, a scenario and a judge of pictures; which detector stands behind th
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ def evaluate_rewards(
 ) -> Evaluation:
     """One episode a task, always with the same noise; summary: score (mean total reward), n, heldout."""
     rollout = play(scenario, model, tasks, settings, seed=seed, step=EVALUATION_STEP)
-    scores = rewards.score(rollout.samples)
+    scores = replace(rewards).score(rollout.samples)  # an evaluation is no step that a reward has failed in
     scored = scores.total[scores.total.isfinite()]
     heldout = {name: float(value.nanmean()) for name, value in scores.held_out.items()}
     rows = [

@@ -5,7 +5,6 @@ whose every field the command line can override.
 """
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from triptych.train import distributed
 from triptych.train.loop import JobConfig, Learner, Loop, read_evaluations
 from triptych.train.policy import PolicyConfig
 from triptych.train.progress import Progress
-from triptych.train.run_directory import RunDirectory, make_sinks
+from triptych.train.run_directory import RunDirectory, sink_makers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ class Parts:
 class Recipe:
     """``config`` holds every setting; ``build`` turns settings into parts.
 
-    ``finish(run)`` is called with the finished run's folder, for what a recipe leaves behind beyond it.
+    ``finish(run, config)`` is called with the finished run's folder, for what a recipe leaves beyond it.
     """
 
     name: str
@@ -68,22 +67,23 @@ def train(
         _check_folder(path, recipe, resume, overwrite)
         parts = recipe.build(config)
         model = prepare_model(parts.model() if parts.model else load(config.model), config, world.device)
-        if overwrite and not resume and world.is_main and (path / "config.json").exists():
-            shutil.rmtree(path)  # not before all else is known to be there: a wrong setting costs no run
-        sinks = make_sinks(config.sinks, path) if world.is_main else []
-        directory = RunDirectory(path, writes=world.is_main, sinks=sinks)
+        makers = sink_makers(config.sinks) if world.is_main else []
+        directory = RunDirectory(path, writes=world.is_main)
         last = files.latest_checkpoint(directory.checkpoints) if resume else None
         if last:
             model.load_weights(last / "model")
         told = (progress or Progress(config.steps)) if world.is_main else Progress(config.steps, out=None)
         guard = since_start if isinstance(config, PolicyConfig) and config.stop_on_collusion else None
         loop = Loop(config, model, parts.learner(model), directory, parts.evaluate, told, guard)
+        if overwrite and not resume:
+            directory.clear()  # not before all else is known to be there: a wrong setting costs no run
+        directory.sinks = [make(path) for make in makers]
         if last:
             loop.restore(last)
             told.say(f"resuming after step {loop.at.step} ({last})")
         else:
             directory.rewind(-1)  # what a run left that was killed before its first checkpoint
-            directory.start(recipe.name, config)
+        directory.start(recipe.name, config)
         loop.run()
         if world.is_main and loop.at.step == config.steps:
             _summarise(path, recipe, loop)

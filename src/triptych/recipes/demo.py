@@ -118,7 +118,7 @@ def build_text_to_image(config: PolicyConfig) -> Parts:
     rewards = build_rewards(config)
     return Parts(
         learner=lambda model: PolicyLearner(
-            config, model, TextToImage(), tasks, rewards, explain=shapes_world.explain
+            config, model, TextToImage(), tasks, rewards, explain=shapes_world.explaining(config.tasks)
         ),
         evaluate=shapes_world.evaluation(config.rollout, config.evaluate_tasks),
     )

@@ -450,6 +450,11 @@ def explain(sample: Sample) -> str:
     return verdict(sample.completion, sample.task.metadata).reason
 
 
+def explaining(tasks: str) -> Callable[[Sample], str]:
+    """:func:`explain` for the world's tasks; of a user's pictures it has nothing to say."""
+    return explain if tasks == "shapes" else lambda sample: ""
+
+
 def clean_background(samples: Sequence[Sample]) -> list[float | None]:
     """1 minus the drift of the background: a reward to hold out, for no prompt asks for a tint."""
     drawn = [s.completion for s in samples]

@@ -184,6 +184,9 @@ def build(config: StarterConfig) -> Parts:
     shares = (config.read_share, config.seed, config.edit_share, config.read_first, config.more)
     examples = partial(shapes_world.examples, config.batch, *shares)
     examples()  # refuses what does not fit before a model is made
+    folder = Path(config.folder)
+    if config.folder and folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").exists():
+        raise UserError(f"--folder {folder} holds other things than a model: name one that is empty or new")
     return Parts(
         model=lambda: _model(config),
         learner=lambda m: SupervisedLearner(config, m, examples(captions=m.captions)),

@@ -198,7 +198,7 @@ def _build_rl(config: UnifiedConfig) -> Parts:
     return Parts(
         model=lambda: open_model(config),
         learner=lambda m: PolicyLearner(
-            config, m, TextToImage(), train, rewards, explain=shapes_world.explain
+            config, m, TextToImage(), train, rewards, explain=shapes_world.explaining(config.tasks)
         ),
         evaluate=evaluate,
     )

@@ -108,7 +108,9 @@ def build(config: QuizConfig | SelfSupervisedConfig) -> Parts:
     if isinstance(config, QuizConfig):
         learner, scenario = PolicyLearner, SelfQuiz(drawing=config.drawing, answer=config.answer)
     return Parts(
-        learner=lambda m: learner(config, m, scenario, tasks, rewards, explain=shapes_world.explain),
+        learner=lambda m: learner(
+            config, m, scenario, tasks, rewards, explain=shapes_world.explaining(config.tasks)
+        ),
         evaluate=evaluate,
     )
 

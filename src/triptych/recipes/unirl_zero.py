@@ -247,7 +247,9 @@ def build(episode: Episode, config: Any, learner: type[PolicyLearner] = PolicyLe
         judge = partial(_scored, scenario, config.rollout, rewards)
     return Parts(
         model=lambda: open_model(config),
-        learner=lambda m: learner(config, m, scenario, train, rewards, explain=shapes_world.explain),
+        learner=lambda m: learner(
+            config, m, scenario, train, rewards, explain=shapes_world.explaining(config.tasks)
+        ),
         evaluate=lambda model, step: judge(model, held),
     )
 

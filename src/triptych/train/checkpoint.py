@@ -176,13 +176,15 @@ def prune(root: Path, keep: int, protect: Collection[Path] = ()) -> None:
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A torch optimizer's ``state_dict`` as named tensors and json, for :func:`unpack_optimizer`.
+    """What a torch optimizer remembers as named tensors and json, for :func:`unpack_optimizer`.
 
     Tensors, which are all that it may keep of a parameter, are named ``state.<parameter's index>.<key>``.
+    Of its groups only their parameters are told: rates and the like are settings.
     """
     packed = optimizer.state_dict()
     state = {f"state.{i}.{key}": v for i, values in packed["state"].items() for key, v in values.items()}
-    return state, {"group": {str(i): group for i, group in enumerate(packed["param_groups"])}}
+    groups = enumerate(packed["param_groups"])
+    return state, {"group": {str(i): {"params": group["params"]} for i, group in groups}}
 
 
 def unpack_optimizer(
@@ -196,10 +198,7 @@ def unpack_optimizer(
     for name, tensor in tensors.items():
         _, index, key = name.split(".", 2)
         values[int(index)][key] = tensor.clone()  # the optimizer keeps it and changes it in place
-    groups = list(state["group"].values())
-    try:
-        optimizer.load_state_dict({"state": values, "param_groups": groups})
-    except ValueError as error:
-        raise UserError(
-            f"the checkpoint's optimizer had other parameters than this model: {error}"
-        ) from error
+    groups = optimizer.state_dict()["param_groups"]
+    if [group["params"] for group in groups] != [group["params"] for group in state["group"].values()]:
+        raise UserError("the checkpoint's optimizer had other parameters, or groups of them, than this run's")
+    optimizer.load_state_dict({"state": values, "param_groups": groups})

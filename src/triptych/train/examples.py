@@ -64,7 +64,7 @@ def examples_from(
         raise UserError(f"shares must be positive, got {dict(shares)}")
     lines = {kind: hold_out(_lines(kind, where), held_out, where) for kind, where in files.items()}
     stream = MixedStream({kind: TaskStream(kept, seed) for kind, (kept, _) in lines.items()}, shares)
-    stream.counts(batch)
+    stream.batch(0, batch)  # refuses what there are not enough of
 
     def at(step: int) -> list[Example]:
         return _examples(stream.batch(step - 1, batch), seed, step)
@@ -90,6 +90,8 @@ def _example(
         *asked, target = [(picture_of(row, c, folder) if c in PICTURES else text_of(row, c)) for c in columns]
     except Bad as error:
         raise UserError(f"{where}: {error}") from None
+    if "source" in columns:  # as tasks have it, so that one file serves both
+        asked = [part.replace("<image>", "").strip() if isinstance(part, str) else part for part in asked]
     return Example(prompt=Prompt.of(*asked), target=target, unconditional=unconditional, key=key)
 
 

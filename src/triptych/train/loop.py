@@ -267,7 +267,7 @@ class Loop:
         tensors, state = files.load_checkpoint(path)
         for i, part in enumerate(self.optimizer.parts):
             files.unpack_optimizer(part, tensors[f"optimizer_{i}"], state["optimizers"][i])
-        if self.average:
+        if self.average and "average" in tensors:
             self.average.restore(tensors["average"])
         self.at = _Progress(**state["progress"])
         self.learner.restore(self.at.learner, tensors.get("learner", {}))

@@ -163,6 +163,9 @@ class PolicyLearner:
             MixedStream({kind: TaskStream(found, seed) for kind, found in kinds.items()})
             for seed in (config.seed, config.seed + 1)
         )
+        self.stream.batch(0, config.prompts)  # refuses what there are not enough of
+        if (size := distributed.rank_and_size()[1]) > config.prompts:
+            raise UserError(f"{size} processes share {config.prompts} prompts: give each at least one")
         self.batch: Batch | None = None
         self.sums = PolicyMetrics()
         self.ratio_error = 0.0
@@ -221,8 +224,6 @@ class PolicyLearner:
         config = self.config
         rank, size = distributed.rank_and_size()
         mine = list(tasks)[rank::size]
-        if not mine:
-            raise UserError(f"{size} processes share {len(tasks)} prompts: give each at least one")
         if new := [task for task in mine if task.id not in played]:
             rollout = play(
                 self.scenario,

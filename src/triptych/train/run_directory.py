@@ -7,11 +7,13 @@ Rows after a checkpoint are dropped when a run resumes from it, so the files rea
 import json
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +43,12 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         if writes:
             path.mkdir(parents=True, exist_ok=True)
+
+    def clear(self) -> None:
+        """Remove the run that is there, if one is."""
+        if self.writes and (self.path / "config.json").exists():
+            shutil.rmtree(self.path)
+            self.path.mkdir()
 
     def start(self, recipe: str, config: Any) -> None:
         """Write ``config.json``: the resolved settings, the command, versions."""
@@ -134,29 +142,37 @@ def versions() -> dict[str, str]:
     return {**{name: version(name) for name in names}, "python": platform.python_version()}
 
 
-def make_sinks(names: Sequence[str], path: Path) -> list[Sink]:
-    """Open the optional sinks by name: "tensorboard", "trackio", "wandb"."""
-    makers: dict[str, Callable[[Path], Sink]] = {
-        "tensorboard": _TensorBoard,
-        "trackio": lambda path: import_module("trackio").init(project="triptych", name=path.name),
-        "wandb": lambda path: import_module("wandb").init(project="triptych", name=path.name, dir=str(path)),
-    }
-    sinks: list[Sink] = []
+def sink_makers(names: Sequence[str]) -> list[Callable[[Path], Sink]]:
+    """What opens the optional sinks "tensorboard", "trackio", "wandb" in a run's folder.
+
+    Raises UserError for an unknown one, and for one whose package is not there.
+    """
+    packages = {"tensorboard": "torch.utils.tensorboard", "trackio": "trackio", "wandb": "wandb"}
+    made: list[Callable[[Path], Sink]] = []
     for name in names:
-        if name not in makers:
-            raise UserError(f"no sink called {name!r}; there are {', '.join(makers)}")
+        if name not in packages:
+            raise UserError(f"no sink called {name!r}; there are {', '.join(packages)}")
         try:
-            sinks.append(makers[name](path))
+            package = import_module(packages[name])
         except ImportError:
             raise UserError(f"the sink {name!r} needs its package: pip install 'triptych[track]'") from None
-    return sinks
+        made.append(
+            partial({"tensorboard": _TensorBoard, "trackio": _trackio, "wandb": _wandb}[name], package)
+        )
+    return made
+
+
+def _trackio(package: Any, path: Path) -> Sink:
+    return package.init(project="triptych", name=path.name)
+
+
+def _wandb(package: Any, path: Path) -> Sink:
+    return package.init(project="triptych", name=path.name, dir=str(path))
 
 
 class _TensorBoard:
-    def __init__(self, path: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(path / "tensorboard"))
+    def __init__(self, package: Any, path: Path) -> None:
+        self.writer = package.SummaryWriter(str(path / "tensorboard"))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
