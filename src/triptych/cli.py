@@ -201,13 +201,13 @@ class Eval(Policy):
         _at_least_one(self, "tasks", "batch")
 
         from triptych.evals.table import print_edits, print_table
-        from triptych.models import load
+        from triptych.models import load, usual_device
         from triptych.recipes import shapes_world
         from triptych.scenarios.base import RolloutSettings
         from triptych.train.run_directory import RunDirectory
 
         settings = RolloutSettings(draw=self.sampling(), batch=self.batch)
-        model = load(self.model)
+        model = load(self.model).to(usual_device())
         if self.suite == "shapes-edit":
             model.require("edit")
             found = shapes_world.edit_evaluation(settings, self.tasks)(model, 0)
@@ -246,12 +246,12 @@ class Drawings(Policy):
         from PIL import Image
         from PIL.PngImagePlugin import PngInfo
 
-        from triptych.models import load
+        from triptych.models import load, usual_device
         from triptych.models.base import to_pictures
         from triptych.trajectory import NoiseKey
 
         sampling = self.sampling()
-        model = load(self.model)
+        model = load(self.model).to(usual_device())
         model.require(ability)
         keys = [NoiseKey(self.seed, 0, prompt.text, i, "image") for i in range(self.n)]
         segment = model.generate_image([prompt] * self.n, sampling, keys)
@@ -313,8 +313,8 @@ def _picture(file: Path) -> "Picture":
     try:
         image = Image.open(file)
         pixels = np.array(image.convert("RGB"))
-    except OSError as error:
-        cause = error.strerror or "not a picture that can be read"
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # all are Pillow's
+        cause = getattr(error, "strerror", None) or "not a picture that can be read"
         raise UserError(f"cannot read {file} as a picture: {cause}") from None
     if (drawings := image.info.get(DRAWINGS, "1")) != "1":
         raise UserError(f"{file} is {drawings} drawings side by side: make one alone, with --n 1")
@@ -340,11 +340,11 @@ class Ask:
     def __call__(self) -> None:
         _at_least_one(self, "max_tokens")
 
-        from triptych.models import load
+        from triptych.models import load, usual_device
         from triptych.trajectory import NoiseKey, Prompt, Sampling
 
         picture = _picture(self.image)
-        model = load(self.model)
+        model = load(self.model).to(usual_device())
         model.require("read")
         sampling = Sampling(temperature=0, max_tokens=self.max_tokens)
         prompt = Prompt.of(picture, self.question)
@@ -548,7 +548,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"triptych: cannot use {error.filename}: {error.strerror}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("triptych: stopped at once; the last checkpoint is whole, --resume goes on", file=sys.stderr)
+        of_run = given[0] in ("train", "demo", "reproduce")
+        more = "; the last checkpoint is whole, --resume goes on" if of_run else ""
+        print(f"triptych: stopped at once{more}", file=sys.stderr)
         raise SystemExit(130) from None
 
 

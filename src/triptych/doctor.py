@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from triptych.models import load
+from triptych.models import load, usual_device
 from triptych.models.base import UnifiedModel
-from triptych.recipes.base import Recipe
+from triptych.recipes.base import Recipe, opened
 from triptych.train.policy import PolicyConfig
 from triptych.train.run_directory import versions
 from triptych.trajectory import NoiseKey, Prompt, Sampling
@@ -32,9 +32,11 @@ def main(recipe: Recipe) -> None:
     for name, number in versions().items():
         console.print(f"{name:<13} {number}")
     console.print(f"{'device':<13} {_device()}\n")
-    policy = isinstance(recipe.config, PolicyConfig)
-    make = None if policy else recipe.build(recipe.config).model
-    model = make() if make else load(recipe.config.model)
+    if isinstance(recipe.config, PolicyConfig):  # whose tasks may still be lacking
+        model = load(recipe.config.model, seed=recipe.config.seed)
+    else:
+        model = opened(recipe.config, recipe.build(recipe.config))
+    model.to(usual_device())
     _memory(console, recipe, model)
     if isinstance(recipe.config, PolicyConfig):
         _ratios(console, model, recipe.config)
@@ -85,7 +87,13 @@ def _ratios(console: Console, model: UnifiedModel, config: PolicyConfig) -> None
     asked = {"text": [config.rollout.write]} if "read" in model.can else {}
     asked |= {"drawing": [replace(draw, guidance=g) for g in (1.0, 3.0, 5.0)]} if "draw" in model.can else {}
     for kind, settings in asked.items():
+        if not settings[0].temperature:
+            console.print(f"{kind}s are greedy here: they are no actions to score")
+            continue
         errors = [ratio_errors(model, each, kind).amax(0) for each in settings]
+        if not len(errors[0]):
+            console.print(f"{kind}s are without noise here: there are no actions to score")
+            continue
         table = Table(title=f"largest |score - recorded| of a {kind}", box=SIMPLE_HEAD)
         quarters = [f"{int(p[0])}-{int(p[-1])}" for p in torch.arange(len(errors[0])).chunk(4)]
         for title in ("guidance", *quarters):

@@ -15,7 +15,6 @@ from tiny_models import picture, public_unigen
 from triptych.errors import UserError
 from triptych.evals.evaluation import Evaluation
 from triptych.models import load
-from triptych.models.base import LoraSettings
 from triptych.models.tiny import TinyUniGen
 from triptych.models.unigen import UniGenModel
 from triptych.recipes import find, shapes_world, starters, unigen15
@@ -317,15 +316,13 @@ def test_rl_on_public_parts(files: Path) -> None:
 
 def test_public_parts_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(UniGenModel, "from_parts", lambda *parts, seed: asked.append((*parts, seed)))
-    config = find("public.unigen15.pretrain").config
-    unigen15.open_model(config)
-    assert asked == [(*unigen15.PARTS.split(" + "), 0)]
+    monkeypatch.setattr(UniGenModel, "from_parts", lambda *parts, seed, dtype: asked.append((*parts, seed)))
+    load(find("public.unigen15.pretrain").config.model, seed=3)
+    assert asked == [(*unigen15.PARTS.split(" + "), 3)]
     chain = [find(f"public.unigen15.{stage}").config.model for stage in ("sft", "align", "rl")]
     assert chain == [f"runs/public.unigen15.{stage}" for stage in ("pretrain", "sft", "align")]
-    for model, lora in (("a + b", None), ("a + b + c", LoraSettings())):
-        with pytest.raises(UserError, match="expected a model, or QWEN"):
-            unigen15.open_model(replace(config, model=model, lora=lora))
+    with pytest.raises(UserError, match=r"expected a model, QWEN \+ DIFFUSION, or QWEN"):
+        load("a + b + c + d")
 
 
 def test_shares_and_rates_are_the_paper_s() -> None:

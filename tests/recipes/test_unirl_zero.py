@@ -18,7 +18,7 @@ from triptych.models.tiny import TinyUniRLZero
 from triptych.models.unirl_zero import UniRLZeroModel
 from triptych.recipes import SUMMARIES, find, shapes_world, unirl_zero
 from triptych.recipes import rewards as named
-from triptych.recipes.base import Recipe, prepare_model, train, with_settings
+from triptych.recipes.base import Parts, Recipe, opened, prepare_model, train, with_settings
 from triptych.rewards.base import FunctionReward, RewardFunction
 from triptych.scenarios import reflection
 from triptych.scenarios.base import RolloutSettings
@@ -115,8 +115,7 @@ def small(name: str, model: Path, **settings: Any) -> Recipe:
 def stepped(made: Recipe, folder: Path) -> tuple[dict[str, Any], set[str], dict[str, Any]]:
     """One step's metrics, the groups whose weights moved, and the evaluation's summary."""
     parts = made.build(made.config)
-    assert parts.model is not None
-    model = prepare_model(parts.model(), made.config, torch.device("cpu"))
+    model = prepare_model(opened(made.config, parts), made.config, torch.device("cpu"))
     learner, before = parts.learner(model), weights(model)
     loop(learner, folder)._step()
     [row] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -194,16 +193,17 @@ def test_other_starters_take_what_they_can() -> None:
 
 def test_public_parts_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(UniRLZeroModel, "from_parts", lambda *parts, seed: asked.append((*parts, seed)))
-    made = find("public.unirl_zero.text")
-    unirl_zero.open_model(made.config)  # type: ignore[arg-type]
+    make = lambda *parts, seed, dtype: asked.append((*parts, seed))  # noqa: E731
+    monkeypatch.setattr(UniRLZeroModel, "from_parts", make)
+    config = find("public.unirl_zero.text").config
+    load(config.model, seed=config.seed)
     qwen, diffusion, seed = asked[0]
     assert (qwen, seed) == ("Qwen/Qwen2.5-VL-3B-Instruct", 0) and diffusion.startswith(
         "Efficient-Large-Model/"
     )
     adapted = with_settings(find("public.unirl_zero.t2i.lora"), model="a + b")
     with pytest.raises(UserError, match="adapters need a base that is saved"):
-        unirl_zero.open_model(adapted.config)  # type: ignore[arg-type]
+        opened(adapted.config, Parts(learner=None, evaluate=None))  # type: ignore[arg-type]
 
 
 def test_the_list_of_recipes_fits_a_terminal() -> None:

@@ -325,6 +325,21 @@ def test_a_supervised_run_tells_its_loss(tmp_path: Path) -> None:
     assert page.index("Loss</span>") < page.index("Gradient norm</span>")
 
 
+@pytest.mark.parametrize(
+    ("scores", "told"), [((-5.2, -4.1), f"{MINUS}5.2 → {MINUS}4.1"), ((0.5, 0.55), "0.5 → 0.55")]
+)
+def test_what_was_not_judged_has_no_points_and_no_interval(
+    tmp_path: Path, scores: tuple[float, float], told: str
+) -> None:
+    run = fake_run(tmp_path / "rewards", prompts=20, steps=20)
+    shutil.rmtree(run / "samples")
+    means = zip((0, 20), ("before", "after"), scores, strict=True)
+    write_rows(run / "evals.jsonl", [{"step": i, "name": n, "score": s, "n": 300} for i, n, s in means])
+    text = text_of(build_report(run).read_text("utf-8"))
+    assert f"{told} of 300 held-out prompts, mean score by the run's own rewards or loss" in text
+    assert "points" not in text and "got right" not in text and "The interval" not in text
+
+
 def test_a_resumed_run_counts_each_step_once(tmp_path: Path) -> None:
     rows = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 9.0}, {"step": 2, "loss": 2.0}]
     write_rows(tmp_path / "metrics.jsonl", rows)

@@ -243,6 +243,7 @@ PNG = base64.b64decode(png_of(noise(0)))
         (PNG[:40], "a broken PNG"),
         (PNG[:30] + b"\0" * 40, "a broken PNG"),
         (bomb(), "too many pixels, the last picture has 30000 x 30000"),
+        (PNG[:33] + base64.b64decode(png_of(torch.zeros(99, 99, 3, dtype=torch.uint8)))[8:], "two sizes"),
         (b"", "no PNG"),
         (b"\x80\x04K\x01.", "no PNG"),  # a pickle
     ],

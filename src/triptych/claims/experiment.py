@@ -19,7 +19,7 @@ import numpy as np
 from triptych.claims.measures import Actor, Measure
 from triptych.claims.verdicts import Comparison, Scores, judge, mean, overall
 from triptych.errors import UserError
-from triptych.models import load, resolve
+from triptych.models import load, resolve, usual_device
 from triptych.recipes import find
 from triptych.recipes.base import Recipe, train, with_settings
 from triptych.train.loop import read_evaluations
@@ -158,7 +158,7 @@ class Experiment:
             file = where / f"{measure.name}-{_digest(asdict(acts), size)}.json"
             if not file.exists():
                 print(f"{self.claim.name}: {arm.name}, {measure.name}: {file}", flush=True)
-                model = model or load(name)
+                model = model or load(name).to(usual_device())
                 columns = measure.evaluate(Actor(model, acts, *size))
                 RunDirectory(where).write_json(file.name, {key: v.tolist() for key, v in columns.items()})
             found |= {key: np.array(rows) for key, rows in json.loads(file.read_text()).items()}

@@ -89,15 +89,24 @@ def evaluate_rewards(
     rollout = play(scenario, model, tasks, settings, seed=seed, step=EVALUATION_STEP)
     scores = replace(rewards).score(rollout.samples)  # an evaluation is no step that a reward has failed in
     scored = scores.total[scores.total.isfinite()]
-    heldout = {name: float(value.nanmean()) for name, value in scores.held_out.items()}
+    heldout = {k: float(v.nanmean()) for k, v in scores.held_out.items() if v.isfinite().any()}
     rows = [
-        {"task": t.id, "prompt": t.prompt, "tag": t.metadata.get("tag", ""), "score": float(total)}
+        {
+            "task": t.id,
+            "prompt": t.prompt,
+            "tag": t.metadata.get("tag", ""),
+            "score": float(total) if total.isfinite() else None,
+        }
         for t, total in zip(tasks, scores.total, strict=True)
     ]
     drawn = [s.completion for s in rollout.samples if isinstance(s.completion, torch.Tensor)]
     shown = [b for b, s in enumerate(rollout.samples) if isinstance(s.completion, torch.Tensor)]
     return Evaluation(
-        summary={"score": float(scored.mean()) if len(scored) else 0.0, "n": len(scored), "heldout": heldout},
+        summary={
+            **({"score": float(scored.mean())} if len(scored) else {}),
+            "n": len(scored),
+            "heldout": heldout,
+        },
         pictures=drawn,
         rows=[rows[b] for b in shown],
     )

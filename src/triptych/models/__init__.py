@@ -3,7 +3,7 @@
 import json
 from importlib import import_module
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -20,12 +20,27 @@ FAMILIES = {
 """Which class opens a model, by what its ``config.json`` calls it; each is slow to import."""
 
 
-def load(name: str | Path, *, dtype: torch.dtype = torch.float32) -> UnifiedModel:
+COMPOSED = {2: FAMILIES["unirl_zero"], 3: FAMILIES["unigen15"]}
+"""Which class puts that many public parts together."""
+
+
+def load(name: str | Path, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> UnifiedModel:
     """Open a model: a folder in a public layout, a run directory, ``starters/NAME``, or a hub name.
 
+    Or put public parts together: "QWEN + DIFFUSION" is a UniRL-Zero, "QWEN + SIGLIP + MAGVIT" a UniGen, each
+    a folder or a hub name. What joins them starts at random, by ``seed``, and is to be trained.
     Raises UserError that says what was looked for where nothing fits.
     """
+    if len(parts := str(name).split(" + ")) > 1:
+        if len(parts) not in COMPOSED:
+            raise UserError(f"{name!r}: expected a model, QWEN + DIFFUSION, or QWEN + SIGLIP + MAGVIT")
+        return _class(COMPOSED[len(parts)]).from_parts(*parts, dtype=dtype, seed=seed)
     return family(name).from_pretrained(resolve(str(name)), dtype=dtype)
+
+
+def usual_device() -> str:
+    """Where a model runs that is only asked: CUDA, where there is any."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def family(name: str | Path) -> type[UnifiedModel]:
@@ -45,8 +60,12 @@ def family(name: str | Path) -> type[UnifiedModel]:
     kind = str(config.get("model_type") or config.get("_class_name", "unknown")).lower()
     if kind not in FAMILIES:
         raise UserError(f"{name} is a {kind} model; this version opens {', '.join(FAMILIES)}")
-    room, _, found = FAMILIES[kind].rpartition(".")
-    return cast(type[UnifiedModel], getattr(import_module(room), found))
+    return cast(type[UnifiedModel], _class(FAMILIES[kind]))
+
+
+def _class(path: str) -> Any:
+    room, _, found = path.rpartition(".")
+    return getattr(import_module(room), found)
 
 
 def base_of(folder: Path) -> str | None:

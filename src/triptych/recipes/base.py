@@ -66,7 +66,7 @@ def train(
     try:
         _check_folder(path, recipe, resume, overwrite)
         parts = recipe.build(config)
-        model = prepare_model(parts.model() if parts.model else load(config.model), config, world.device)
+        model = prepare_model(opened(config, parts), config, world.device)
         makers = sink_makers(config.sinks) if world.is_main else []
         directory = RunDirectory(path, writes=world.is_main)
         last = files.latest_checkpoint(directory.checkpoints) if resume else None
@@ -92,6 +92,16 @@ def train(
     finally:
         distributed.teardown()
     return path
+
+
+def opened(config: JobConfig, parts: Parts) -> UnifiedModel:
+    """The model that a run starts from. UserError for adapters on parts: their base must be one folder."""
+    if config.lora and " + " in config.model:
+        raise UserError(
+            "adapters need a base that is saved: triptych.load(PARTS).save_pretrained(FOLDER), then"
+            " --model FOLDER"
+        )
+    return parts.model() if parts.model else load(config.model, seed=config.seed)
 
 
 def prepare_model(model: UnifiedModel, config: JobConfig, device: torch.device) -> UnifiedModel:

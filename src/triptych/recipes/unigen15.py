@@ -16,7 +16,6 @@ from triptych.errors import UserError
 from triptych.evals.drawing import evaluate_rewards, read_answers
 from triptych.evals.evaluation import Evaluation
 from triptych.learn.policy_loss import PolicyLossConfig
-from triptych.models import load
 from triptych.models.base import UnifiedModel
 from triptych.models.tiny import TinyUniGen
 from triptych.recipes import SUMMARIES, shapes_world, starters
@@ -196,7 +195,6 @@ def _build_rl(config: UnifiedConfig) -> Parts:
         train, held = _split(config)
         evaluate = partial(_scored, config, rewards, held)
     return Parts(
-        model=lambda: open_model(config),
         learner=lambda m: PolicyLearner(
             config, m, TextToImage(), train, rewards, explain=shapes_world.explaining(config.tasks)
         ),
@@ -306,25 +304,6 @@ def _build_supervised(config: FilesConfig) -> Parts:
         config.data, config.shares, config.batch, config.seed, config.evaluate_tasks
     )
     return Parts(
-        model=lambda: open_model(config),
         learner=lambda m: SupervisedLearner(config, m, examples),
         evaluate=lambda model, step: evaluate_loss(config, model, held),
     )
-
-
-def open_model(config: JobConfig) -> UnifiedModel:
-    """A model by name, or "QWEN + SIGLIP + MAGVIT": put together from folders or hub names of public parts.
-
-    Raises UserError for another number of parts, and for parts with adapters, whose base must be one folder.
-    """
-    parts = config.model.split(" + ")
-    if len(parts) == 1:
-        return load(config.model)
-    if len(parts) != 3 or config.lora:
-        raise UserError(
-            f"{config.model!r}: expected a model, or QWEN + SIGLIP + MAGVIT without adapters, whose base must"
-            " be one folder"
-        )
-    from triptych.models.unigen import UniGenModel
-
-    return UniGenModel.from_parts(*parts, seed=config.seed)

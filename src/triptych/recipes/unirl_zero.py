@@ -13,13 +13,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from triptych.errors import UserError
 from triptych.evals.drawing import evaluate_drawing, evaluate_rewards
 from triptych.evals.evaluation import Evaluation
 from triptych.evals.reading import evaluate_answers
 from triptych.learn.diffusion_nft import DiffusionNFTConfig
 from triptych.learn.policy_loss import PolicyLossConfig
-from triptych.models import load
 from triptych.models.base import LoraSettings, UnifiedModel
 from triptych.recipes import SUMMARIES, shapes_reasoning, shapes_world
 from triptych.recipes.base import Parts, Recipe
@@ -43,12 +41,12 @@ from triptych.train.nft import NFTConfig, NFTLearner
 from triptych.train.optimizer import OptimizerConfig
 from triptych.train.policy import PolicyConfig, PolicyLearner
 from triptych.train.tasks import hold_out, read_tasks
-from triptych.trajectory import Denoising, Sampling, Task
+from triptych.trajectory import Denoising, Sample, Sampling, Task
 
 PARTS = "Qwen/Qwen2.5-VL-3B-Instruct + Efficient-Large-Model/Sana_1600M_512px_diffusers"
 """Public weights; queries and connector start at random, so what draws is to be pre-trained first."""
 SAVED = "models/unirl_zero"
-"""Where adapters look for their base: parts put together and saved, see :func:`open_model`."""
+"""Where adapters look for their base: parts put together and saved."""
 TRAIN_TASKS = 2048
 BESIDE: dict[str, RewardFunction] = {
     "format": FormatReward(segment="thought"),
@@ -246,7 +244,6 @@ def build(episode: Episode, config: Any, learner: type[PolicyLearner] = PolicyLe
         train, held = hold_out(read_tasks(config.tasks), config.evaluate_tasks, config.tasks)
         judge = partial(_scored, scenario, config.rollout, rewards)
     return Parts(
-        model=lambda: open_model(config),
         learner=lambda m: learner(
             config, m, scenario, train, rewards, explain=shapes_world.explaining(config.tasks)
         ),
@@ -273,24 +270,11 @@ def _scored(
 ) -> Evaluation:
     """A user's held-out tasks: the share of answers that the first reward calls right, or the mean reward."""
     if scenario.needs == ("read",):
-        return evaluate_answers(model, scenario, tasks, next(iter(rewards.rewards.values())), settings)
+        first = next(iter(rewards.rewards))
+
+        def right(samples: Sequence[Sample]) -> list[float | None]:
+            found = replace(rewards).score(samples).values[first].tolist()
+            return [None if value != value else value for value in found]
+
+        return evaluate_answers(model, scenario, tasks, right, settings)
     return evaluate_rewards(model, scenario, tasks, rewards, settings)
-
-
-def open_model(config: PolicyConfig) -> UnifiedModel:
-    """A model by name, or "QWEN + DIFFUSION": put together from folders or hub names of public parts.
-
-    Its queries and connector start at random: they are to be trained before it can draw what it is told.
-    Raises UserError for parts with adapters, which are saved with the name of the one folder they belong to.
-    """
-    qwen, plus, diffusion = config.model.partition(" + ")
-    if not plus:
-        return load(config.model)
-    if config.lora:
-        raise UserError(
-            "adapters need a base that is saved: UniRLZeroModel.from_parts(...).save_pretrained(FOLDER),"
-            " then --model FOLDER"
-        )
-    from triptych.models.unirl_zero import UniRLZeroModel  # brings diffusers, slow to import
-
-    return UniRLZeroModel.from_parts(qwen, diffusion, seed=config.seed)

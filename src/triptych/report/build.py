@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from triptych.report import wording
 from triptych.report.charts import layout
-from triptych.report.compare import Pair, change_between, pair_up, share_of
+from triptych.report.compare import Pair, change_between, judged, pair_up, share_of
 from triptych.report.curves import curves
 from triptych.report.pictures import best_and_worst, last_training_samples, outcomes
 from triptych.report.read import Row, RunFiles, Values, column, number_or_none, read_run
@@ -89,6 +89,7 @@ def _view(run: RunFiles) -> dict[str, Any]:
         "shares": (share_of(before), share_of(after)),
         "n": number_or_none((after if share_of(after) else before).get("n")),
         "change": change,
+        "judged": all(judged(row) for row in (before, after) if "score" in row),
         "paired": paired,
         "one_seed": isinstance(seeds, list) and len(seeds) == 1,
         "losses": _losses(run),

@@ -1,6 +1,7 @@
 """Before against after: the scores of two evaluations, and pairs of the same prompt and seed.
 
-Scores are shares of correct drawings in [0, 1]. Every interval is at 95%.
+Scores are shares of what is right, in [0, 1], with intervals at 95%; or they are mean rewards, or minus the
+loss, which were not judged right or wrong and have no interval here.
 """
 
 from collections import defaultdict
@@ -19,6 +20,11 @@ class Pair(NamedTuple):
     after: Row
 
 
+def judged(evaluation: Row) -> bool:
+    """Whether its score is a share of right ones: those are told by tag, too."""
+    return "tags" in evaluation
+
+
 def share_of(entry: Row) -> Interval | None:
     """The score of an evaluation, or of one tag in it; intervals as written, else Wilson's."""
     score, n, low, high = (number_or_none(entry.get(key)) for key in ("score", "n", "low", "high"))
@@ -26,7 +32,7 @@ def share_of(entry: Row) -> Interval | None:
         return None
     if low is not None and high is not None:
         return Interval(score, low, high)
-    if n is None or n < 1 or not 0 <= score <= 1:
+    if n is None or n < 1 or not 0 <= score <= 1 or ("step" in entry and not judged(entry)):
         return Interval(score, score, score)
     return wilson(score * n, n)
 

@@ -7,7 +7,7 @@ from itertools import chain
 import numpy as np
 
 from triptych.report.charts import Chart, Series
-from triptych.report.compare import share_of
+from triptych.report.compare import judged, share_of
 from triptych.report.read import Row, Values, column, number_or_none
 from triptych.report.wording import number, percent
 
@@ -70,8 +70,9 @@ def _score(evals: Sequence[Row]) -> list[Chart]:
     scored.sort(key=lambda row: row["step"])
     y = np.array([share_of(row) for row in scored], dtype=float).T
     line = Series(name="held-out score", x=column(scored, "step"), y=y)
-    write = percent if y[0].min() >= 0 and y[0].max() <= 1 else number
-    note = "Prompts never trained on, with 95% intervals."
+    shares = all(map(judged, scored))
+    write = percent if shares else number
+    note = f"Prompts never trained on, {'with 95% intervals' if shares else 'the mean'}."
     return [Chart(title="Held-out score", note=note, series=(line,), write=write, style="dots")]
 
 

@@ -49,7 +49,7 @@ def embed(folder: Path, name: object) -> Picture | None:
     try:
         with Image.open(folder / Path(name).name) as file:
             image, small = file.convert("RGB"), max(file.size) <= PIXEL_ART
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     image.thumbnail((LARGEST, LARGEST))
     kind, options = ("png", {"optimize": True}) if small else ("jpeg", {"quality": 85})

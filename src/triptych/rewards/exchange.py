@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.error import HTTPError
@@ -73,7 +74,9 @@ def _once(request: Request, timeout: float) -> Any:
         with build_opener(_StayHere, *direct).open(request, timeout=timeout) as response:
             text = response.read(MOST_BYTES + 1)
     except HTTPError as error:
-        shown = " ".join(error.read(300).decode(errors="replace").split())
+        shown = ""
+        with suppress(OSError, http.client.HTTPException):  # the answer may end before its text does
+            shown = " ".join(error.read(300).decode(errors="replace").split())
         again = error.code in AGAIN
         raise Unanswered("status", f"{request.full_url} answers {error.code}: {shown}", again) from None
     except (OSError, http.client.HTTPException) as error:

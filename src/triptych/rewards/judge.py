@@ -11,8 +11,8 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,8 @@ class JudgeReward(Client):
             raise UserError("a judge's template must have {text} where the text to judge by goes")
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
-        with ThreadPoolExecutor(self.workers) as pool:
-            found = list(pool.map(self._score, samples))
+        with ThreadPool(self.workers) as pool:  # of daemons: one that hangs does not keep the process
+            found = pool.map(self._score, samples, chunksize=1)
         failed = [result for result in found if isinstance(result, Unanswered)]
         self.failures.update(error.kind for error in failed)
         scores = [None if isinstance(result, Unanswered) else result for result in found]

@@ -47,9 +47,9 @@ def grade(answer: str, metadata: Metadata, lexicon: Lexicon = LEXICON) -> float:
         found, more = _colors(said, include)
         slots, surplus = slots + found, surplus + more
     slots += [_placed(said, include, i) for i, entry in enumerate(include) if "position" in entry]
-    if not slots:  # a "colors" prompt without a colour
+    if not slots and metadata.get("tag"):  # a "colors" prompt without a colour
         return grade(answer, {**metadata, "tag": ""}, lexicon)
-    return max(0, sum(slots) - surplus) / len(slots)
+    return max(0, sum(slots) - surplus) / max(1, len(slots))
 
 
 @cache

@@ -122,7 +122,8 @@ class Batcher:
             alone = len(wave) > 1 and all(score is None for score in scores)
             for samples, future in wave:  # one request must not spoil its neighbours
                 own, scores = scores[: len(samples)], scores[len(samples) :]
-                future.set_result(self._scored(samples) if alone else (own, cause))
+                told = cause if None in own else None
+                future.set_result(self._scored(samples) if alone else (own, told))
 
     def _scored(self, samples: Sequence[Sample]) -> Result:
         found = self._rewards.score(samples)
@@ -175,7 +176,7 @@ def build_app(
         return JSONResponse({"detail": f"{'.'.join(map(str, first['loc']))}: {first['msg']}"}, 422)
 
     @app.get("/health")
-    def health() -> dict[str, list[str]]:
+    async def health() -> dict[str, list[str]]:
         return {"names": list(batchers)}
 
     @app.post("/score")

@@ -42,6 +42,8 @@ class Decoder:
             raise ValueError(f"too many pixels, the last picture has {width} x {height}")
         try:
             with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+                if image.size != (width, height):
+                    raise ValueError("it tells two sizes")
                 return torch.from_numpy(np.array(image.convert("RGB")))
         except Exception as error:  # of half a dozen kinds, by where it is broken
             raise ValueError(f"a broken PNG: {error}") from None

@@ -262,7 +262,7 @@ def image_of(row: Row, name: str, folder: Path) -> Iterator[Image.Image]:
             return
         with Image.open(folder / value if isinstance(value, str) else value) as image:
             yield image
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Bad(name, "a path to a picture", str(error)) from error
 
 
