@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from tiny_models import picture, starter_janus, starter_showo, starter_unigen
+from tiny_unirl import starter_unirl
 from triptych import cli
 from triptych.arguments import flags_of
 from triptych.evals.editing import CRITERIA
@@ -236,6 +237,13 @@ def test_a_truncated_file_of_a_model(run: Callable[[str], Ended], model: Path, f
         content = path.read_bytes()
         (Path("cut") / path.name).write_bytes(content[: len(content) // 2] if path.name == file else content)
     assert "cut" in _one_line(run("draw cut square"))
+
+
+@pytest.mark.parametrize("file", ["codec.safetensors", "latent_codec.safetensors"])
+def test_a_truncated_codec_of_other_models(run: Callable[[str], Ended], file: str) -> None:
+    (starter_showo() if file.startswith("codec") else starter_unirl()).save_pretrained(Path("cut"))
+    (Path("cut") / file).write_bytes((Path("cut") / file).read_bytes()[:200])
+    assert f"cut/{file} cannot be read" in _one_line(run("draw cut square"))
 
 
 def test_pictures_that_cannot_be_read(run: Callable[[str], Ended]) -> None:

@@ -43,12 +43,12 @@ class FlowToy(UnifiedModel):
             name=keys[0].segment, context=tuple(prompts), sampling=sampling, **vars(found)
         )
 
-    def forward(self, segment: Segment, need: frozenset[str], reference: bool = False) -> Scores:
+    def forward(self, segment: Segment, need: frozenset[str]) -> Scores:
         velocity = self._velocity(segment.context)
         if isinstance(segment, NoisedImageSegment):
             return Scores(velocity=flow.velocities(segment, velocity))
         assert isinstance(segment, FlowImageSegment)
-        other = self.as_reference(velocity) if "kl" in need else None
+        other = self.reference()(velocity) if "kl" in need else None
         return Scores(**vars(flow.score(segment, velocity, reference=other)))
 
     def decode(self, segment: Segment) -> Tensor:

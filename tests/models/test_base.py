@@ -173,8 +173,9 @@ def test_an_offloaded_reference_goes_back_after_use(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ZeroDivisionError), model.reference():
         raise ZeroDivisionError
     assert moves == [kept.device, kept.idle], "also after an error"
+    moves.clear()
     model.score(segment, KL)
-    assert moves[-1] == kept.idle
+    assert moves == [kept.device, kept.idle], "there and back once a score, in however many parts"
 
 
 def test_the_reference_is_neither_trained_nor_saved_nor_a_part_of_the_model() -> None:
@@ -187,11 +188,9 @@ def test_the_reference_is_neither_trained_nor_saved_nor_a_part_of_the_model() ->
 
 def test_without_a_reference_a_kl_is_a_clear_error() -> None:
     model = starter_janus()
-    assert not model.has_reference
     with pytest.raises(UserError, match="no reference was kept"):
         model.score(drawn_and_written(model)[0], KL)
     model.keep_reference()
-    assert model.has_reference
     with pytest.raises(UserError, match="kl of the reference to itself"):
         model.score(drawn_and_written(model)[0], KL, reference=True)
 

@@ -1,5 +1,6 @@
 """Adapters: what they cover, what is trained, and that their files open here and in peft."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,16 @@ def test_an_adapter_that_does_not_fit_is_a_clear_error(tmp_path: Path) -> None:
     save_file({**tensors, first: torch.zeros(1, 1)}, file)
     with pytest.raises(UserError, match="does not fit"):
         load(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("base", ["adapter", None])
+def test_an_adapter_that_names_no_base_is_a_clear_error(tmp_path: Path, base: str | None) -> None:
+    folder = tmp_path / "adapter"
+    starter_janus().save_pretrained(folder)
+    about = {} if base is None else {"base_model_name_or_path": str(folder)}
+    (folder / "adapter_config.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="does not name the base model"):
+        load(folder)
 
 
 def test_an_adapter_without_its_base_says_which_base_is_gone(tmp_path: Path) -> None:

@@ -51,6 +51,13 @@ def test_new_weights_count_and_nothing_stays_behind() -> None:
             assert (inside - net(x)).abs().max() < 1e-4
 
 
+def test_one_inside_the_other_leaves_nothing_behind() -> None:
+    net, x = layers(), torch.randn(2, 24)
+    with torch.no_grad(), quick(net), packed(net, rows=2):
+        net(x)
+    assert "forward" not in vars(net[0])
+
+
 def test_other_precisions_are_left_alone() -> None:
     net, x = layers().double(), torch.randn(2, 24, dtype=torch.float64)
     with quick(net), packed(net, rows=2):

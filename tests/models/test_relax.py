@@ -164,6 +164,17 @@ def test_a_row_is_relaxed_alike_whatever_the_batch(make: Starter) -> None:
     assert not torch.allclose(whole, torch.stack(list(model.relax(drawn, SOFT, keys(3, seed=1)))), atol=1e-2)
 
 
+@pytest.mark.parametrize("make", [public_janus, public_showo])
+def test_half_precision_is_relaxed_too(make: Starter) -> None:
+    model = make()
+    model.network.bfloat16()
+    drawn = model.generate_image([Prompt.of("a red circle")], Sampling(), keys(1))
+    found = model.relax(drawn, Relaxation(), keys(1, "soft"))
+    assert len(found) == 1 and bool(found[0].isfinite().all())
+    reads = [Example(prompt=Prompt.of(found[0], "what is this ?"), target="two")]
+    assert bool(model.supervised_loss(reads)["read"].total.isfinite())
+
+
 def test_models_that_cannot_say_so() -> None:
     model = starter_unigen()
     with pytest.raises(UserError, match="unigen cannot relax; it can draw, edit, read"):

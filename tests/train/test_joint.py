@@ -76,6 +76,9 @@ def test_adapters_are_frozen_with_their_group() -> None:
     named = {n for n, p in model.network.named_parameters() if p.requires_grad}
     assert {n.split(".")[0] for n in named} == {"queries", "dm"}
     assert all("lora_" in n for n in named if n.startswith("dm."))
+    with model.reference():
+        pass
+    assert named == {n for n, p in model.network.named_parameters() if p.requires_grad}, "and stay so"
 
 
 def test_groups_that_a_model_lacks_are_named() -> None:

@@ -45,6 +45,7 @@ def usual_device() -> str:
 
 def family(name: str | Path) -> type[UnifiedModel]:
     """The class that opens a model, told by its ``config.json``; errors are those of :func:`load`."""
+    from triptych.models.lora import base_of
     from triptych.models.weights import find_file
 
     folder = resolve(str(name))
@@ -66,12 +67,6 @@ def family(name: str | Path) -> type[UnifiedModel]:
 def _class(path: str) -> Any:
     room, _, found = path.rpartition(".")
     return getattr(import_module(room), found)
-
-
-def base_of(folder: Path) -> str | None:
-    """The base model that an adapter's folder names."""
-    file = folder / "adapter_config.json"
-    return json.loads(file.read_text())["base_model_name_or_path"] if file.exists() else None
 
 
 def resolve(name: str) -> str:

@@ -5,10 +5,10 @@ is between the model and its kernel. A model knows no scenario, no reward and no
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -104,7 +104,8 @@ class _Reference:
 
     network: nn.Module
     device: torch.device
-    idle: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    idle: torch.device
+    at_hand: bool = False
 
 
 class UnifiedModel(nn.Module, ABC):
@@ -146,7 +147,7 @@ class UnifiedModel(nn.Module, ABC):
         """Draw one picture a prompt; ``keys[b]`` decides row b's draws, whatever the batch."""
 
     @abstractmethod
-    def forward(self, segment: Segment, need: frozenset[str], reference: bool = False) -> Scores:
+    def forward(self, segment: Segment, need: frozenset[str]) -> Scores:
         """What :meth:`score` computes; a forward of the module, so that wrappers see it."""
 
     def score(self, segment: Segment, need: frozenset[str], reference: bool = False) -> Scores:
@@ -163,15 +164,16 @@ class UnifiedModel(nn.Module, ABC):
             raise UserError(f"segment {segment.name!r} was drawn greedily: it has no probabilities to score")
         if reference and need & {"kl", "reference_logp"}:
             raise UserError("a kl of the reference to itself is asked for: score it with the policy")
-        if not reference:
-            other = None
-            if "reference_logp" in need:
-                other = self.score(segment, frozenset({"logp"}), reference=True).logp
-            result: Scores = self(segment, need - {"reference_logp"})
-            return replace(result, reference_logp=other)
-        with self.reference():
-            result = self(segment, need)
-            return result
+        if reference:
+            with self.reference():
+                found: Scores = self(segment, need)
+                return found
+        other = None
+        if "reference_logp" in need:
+            other = self.score(segment, frozenset({"logp"}), reference=True).logp
+        with self._reference_at_hand() if "kl" in need else nullcontext():
+            found = self(segment, need - {"reference_logp"})
+        return replace(found, reference_logp=other)
 
     @abstractmethod
     def decode(self, segment: Segment) -> Tensor:
@@ -229,8 +231,8 @@ class UnifiedModel(nn.Module, ABC):
     def keep_reference(self, offload: bool = False) -> None:
         """Remember the present weights as the reference policy.
 
-        With adapters nothing is copied: the reference is the adapter switched off. ``offload`` keeps the
-        copy in main memory except while it is used.
+        With adapters nothing is copied: the reference is the base, the adapter switched off. ``offload``
+        keeps the copy in main memory except while it is used.
         """
         from triptych.models.lora import adapters
 
@@ -241,16 +243,27 @@ class UnifiedModel(nn.Module, ABC):
         self._frozen = [_Reference(copy, device, torch.device("cpu") if offload else device)]
         copy.to(self._frozen[0].idle)
 
-    @property
-    def has_reference(self) -> bool:
-        """Whether a KL to a reference can be computed."""
-        from triptych.models.lora import adapters
-
-        return bool(self._frozen) or bool(adapters(self.network))
+    @contextmanager
+    def _reference_at_hand(self) -> Iterator[None]:
+        """Inside, an offloaded reference stays on the device, however often it is asked."""
+        kept = self._frozen[0] if self._frozen else None
+        if kept is None or kept.at_hand:
+            yield
+            return
+        kept.network.to(kept.device)
+        kept.at_hand = True
+        try:
+            yield
+        finally:
+            kept.at_hand = False
+            kept.network.to(kept.idle)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, the model computes with the reference weights, without gradients."""
+        """Inside, the model computes with the reference weights, without gradients.
+
+        ``model.reference()(f)`` is ``f``, computing so whenever it is called.
+        """
         from triptych.models.lora import adapters, without_adapters
 
         with torch.no_grad():
@@ -260,22 +273,13 @@ class UnifiedModel(nn.Module, ABC):
                 return
             if not self._frozen:
                 raise UserError("a KL to the reference is asked for, but no reference was kept")
-            kept, policy = self._frozen[0], self.network
-            self.network = kept.network.to(kept.device)
-            try:
-                yield
-            finally:
-                self.network = policy
-                kept.network.to(kept.idle)
-
-    def as_reference(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """``function``, computing with the reference weights whenever it is called."""
-
-        def run(*arguments: Tensor) -> Tensor:
-            with self.reference():
-                return function(*arguments)
-
-        return run
+            policy = self.network
+            with self._reference_at_hand():
+                self.network = self._frozen[0].network
+                try:
+                    yield
+                finally:
+                    self.network = policy
 
     # -- files -------------------------------------------------------------------------------------
     def load_weights(self, folder: Path) -> None:

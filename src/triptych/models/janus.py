@@ -79,7 +79,7 @@ class VQCodec:
     def decode_soft(self, vectors: Tensor) -> Tensor:
         """Mixtures ``[B, N, d]`` of the codebook's rows -> ``[B, 3, H, W]`` in [0, 1], with gradients."""
         side = isqrt(vectors.shape[1])
-        latent = vectors.transpose(1, 2).unflatten(2, (side, side)).contiguous()
+        latent = vectors.to(self.vq.quant_conv.weight).transpose(1, 2).unflatten(2, (side, side)).contiguous()
         images: Tensor = self.vq.decoder(self.vq.post_quant_conv(latent))
         return (images / 2 + 0.5).clamp(0, 1)
 
@@ -161,6 +161,8 @@ class JanusModel(WritingModel):
         pictures = [picture for prompt in prompts for picture in prompt.pictures]
         if not pictures:
             return embeds
+        if int((ids == self.image).sum()) != len(pictures) * self.read_tokens:
+            raise UserError(f"a prompt's text holds {IMAGE}, which stands for a picture: take it out")
         core = self.network.model
         features = core.aligner(core.vision_model(self.pixels(pictures)).last_hidden_state)
         place = (ids == self.image)[..., None].expand_as(embeds)
@@ -239,9 +241,7 @@ class JanusModel(WritingModel):
             recompute=self.recompute,
         )
 
-    def forward(
-        self, segment: Segment, need: frozenset[str], reference: bool = False, blank: Tensor | None = None
-    ) -> Scores:
+    def forward(self, segment: Segment, need: frozenset[str], blank: Tensor | None = None) -> Scores:
         """See :meth:`UnifiedModel.score`. Rows in ``blank [B]`` are scored without their prompt."""
         segment = segment.to(self.device)
         assert isinstance(segment, TokenSegment), f"janus drew no {segment.kind} segment"

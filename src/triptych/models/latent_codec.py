@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from triptych.errors import UserError
@@ -92,7 +92,7 @@ class PatchLatentCodec(nn.Module):
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read what :meth:`save` wrote."""
-        return cls(**load_file(folder / cls.FILE))
+        return cls(**read_state_dict(folder, [cls.FILE]))
 
 
 def _components(values: Tensor, weights: Tensor, count: int) -> Tensor:

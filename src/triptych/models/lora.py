@@ -1,5 +1,6 @@
 """Low-rank adapters through peft, put into a network in place so that its own structure stays visible."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from triptych.errors import UserError
-from triptych.models.weights import compare
+from triptych.models.weights import compare, read_state_dict
 
 if TYPE_CHECKING:
     from triptych.models.base import LoraSettings
@@ -54,7 +55,7 @@ def add_lora(network: Any, settings: "LoraSettings", tower: str = "") -> None:
 @contextmanager
 def without_adapters(network: Any) -> Iterator[None]:
     """Inside, adapters are switched off: the base model computes."""
-    found = adapters(network)
+    found, frozen = adapters(network), [p for p in network.parameters() if not p.requires_grad]
     for module in found:
         module.enable_adapters(False)
     try:
@@ -62,6 +63,19 @@ def without_adapters(network: Any) -> Iterator[None]:
     finally:
         for module in found:
             module.enable_adapters(True)
+        for parameter in frozen:  # peft lets all of an adapter train that it switches on
+            parameter.requires_grad_(False)
+
+
+def base_of(folder: Path) -> str | None:
+    """The base model that an adapter's folder names; UserError where it names none, or itself."""
+    file = folder / "adapter_config.json"
+    if not file.exists():
+        return None
+    base = json.loads(file.read_text()).get("base_model_name_or_path")
+    if not base or Path(base).resolve() == folder.resolve():
+        raise UserError(f"{file} does not name the base model that its adapter belongs to")
+    return str(base)
 
 
 def save_adapter(network: Any, folder: Path) -> None:
@@ -81,9 +95,8 @@ def save_adapter(network: Any, folder: Path) -> None:
 def load_adapter(network: Any, folder: Path) -> None:
     """Read what :func:`save_adapter` wrote into a network that has the same adapters."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
-    from safetensors.torch import load_file
 
-    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors = read_state_dict(folder, ["adapter_model.safetensors"])
     tensors = {name.removeprefix("base_model.model."): value for name, value in tensors.items()}
     expected = get_peft_model_state_dict(network)
     compare(expected, tensors, f"{folder}: the adapter does not fit this model")

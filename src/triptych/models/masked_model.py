@@ -172,7 +172,6 @@ class MaskedModel(WritingModel):
         self,
         segment: Segment,
         need: frozenset[str],
-        reference: bool = False,
         blank: Sequence[bool] | None = None,
     ) -> Scores:
         """See :meth:`UnifiedModel.score`. Rows in ``blank [B]`` are scored without their text."""
@@ -191,7 +190,7 @@ class MaskedModel(WritingModel):
         if "kl" in need:
             with self.reference():
                 hidden, head = self._hidden(*about), self.network.code_head()
-            other = (self.as_reference(hidden), self.as_reference(head))
+            other = (self.reference()(hidden), self.reference()(head))
         found = kernel.score(
             segment,
             self._hidden(*about),

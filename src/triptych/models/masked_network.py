@@ -60,11 +60,6 @@ class MaskedNetwork(nn.Module, ABC):
     def lm(self) -> Any:
         """The causal language model of transformers, with its head."""
 
-    @property
-    @abstractmethod
-    def norm(self) -> nn.Module:
-        """What follows the last layer."""
-
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the public layout."""
@@ -85,7 +80,8 @@ class MaskedNetwork(nn.Module, ABC):
     def decoder(self, first: int | None = None) -> Decoder:
         """The layers; with ``first``, for columns of a picture whose tokens begin there: maybe local."""
         core = self.lm.model
-        decoder = Decoder(core.layers, core.rotary_emb, self.norm)
+        norm = core.norm if hasattr(core, "norm") else core.final_layernorm  # Phi's
+        decoder = Decoder(core.layers, core.rotary_emb, norm)
         if first is None or self.local is None:
             return decoder
         return canvas.local_decoder(decoder, self.local, first)

@@ -6,7 +6,7 @@ packed once.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -15,24 +15,20 @@ from torch import Tensor, nn
 Forward = Callable[[Tensor], Tensor]
 
 
-@contextmanager
-def packed(*modules: nn.Module, rows: int) -> Iterator[None]:
+def packed(*modules: nn.Module, rows: int) -> AbstractContextManager[None]:
     """Inside, fp32 linear layers of ``modules`` on the CPU use packed copies, made for ``rows`` rows.
 
     No gradient passes. Layers, weights and hooks stay as they are; only what ``forward`` calls changes.
     """
-    with _replaced(modules, lambda layer: _packed_forward(layer, rows)):
-        yield
+    return _replaced(modules, lambda layer: _packed_forward(layer, rows))
 
 
-@contextmanager
-def quick(*modules: nn.Module) -> Iterator[None]:
+def quick(*modules: nn.Module) -> AbstractContextManager[None]:
     """Inside, fp32 linear layers of ``modules`` on the CPU multiply by oneDNN, gradients included.
 
     Not around what is recomputed in the backward pass: by then the layers are as they were.
     """
-    with _replaced(modules, lambda layer: lambda x: _product(x, layer)):
-        yield
+    return _replaced(modules, lambda layer: lambda x: _Product.apply(x, layer.weight, layer.bias))
 
 
 @contextmanager
@@ -44,7 +40,7 @@ def _replaced(modules: tuple[nn.Module, ...], make: Callable[[nn.Linear], Forwar
         yield
     finally:
         for layer in layers:
-            del layer.forward
+            vars(layer).pop("forward", None)
 
 
 def _fits(layer: nn.Linear) -> bool:
@@ -61,10 +57,6 @@ def _packed_forward(layer: nn.Linear, rows: int) -> Forward:
     weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
     bias = None if layer.bias is None else layer.bias.detach()
     return lambda x: _multiply(x, weight, bias)
-
-
-def _product(x: Tensor, layer: nn.Linear) -> Tensor:
-    return _Product.apply(x, layer.weight, layer.bias)
 
 
 class _Product(torch.autograd.Function):

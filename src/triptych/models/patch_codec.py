@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import fold, unfold
+
+from triptych.models.weights import read_state_dict
 
 
 class PatchCodec:
@@ -43,7 +45,7 @@ class PatchCodec:
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read what :meth:`save` wrote."""
-        return cls(load_file(folder / cls.FILE)["codebook"])
+        return cls(read_state_dict(folder, [cls.FILE])["codebook"])
 
 
 def patches_of(images: Tensor, size: int) -> Tensor:

@@ -110,7 +110,10 @@ class ShowoModel(MaskedModel):
         framed = self._framed(codes + self.layout.first_code)
         columns = embed(torch.cat([framed.new_full((len(framed), 1), self.marks[READ]), framed], dim=1))
         if soft:
-            mixed = torch.stack(pictures) @ embed.weight[self.layout.first_code : self.layout.mask_id]
+            mixed = (
+                torch.stack(pictures).to(embed.weight)
+                @ embed.weight[self.layout.first_code : self.layout.mask_id]
+            )
             columns = torch.cat([columns[:, :2], mixed, columns[:, -1:]], dim=1)
         return columns, has.bool()
 

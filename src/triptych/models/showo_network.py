@@ -74,11 +74,6 @@ class ShowoNetwork(MaskedNetwork):
         """The language model."""
         return self.showo
 
-    @property
-    def norm(self) -> nn.Module:
-        """What follows the last layer."""
-        return self.showo.model.final_layernorm
-
     # -- files -------------------------------------------------------------------------------------
     def save(self, folder: Path) -> None:
         """Write ``config.json`` and ``pytorch_model.safetensors``."""

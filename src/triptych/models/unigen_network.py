@@ -72,12 +72,6 @@ class UniGenNetwork(MaskedNetwork):
         """The language model."""
         return self.llm
 
-    @property
-    def norm(self) -> nn.Module:
-        """What follows the last layer."""
-        final: nn.Module = self.llm.model.norm
-        return final
-
     def look(self, pictures: Sequence[Picture]) -> list[Tensor]:
         """Features of each picture, ``[rows x columns of its patches, D]``, at its own aspect ratio.
 

@@ -163,7 +163,7 @@ class UniRLZeroModel(WritingModel):
         return Prefix(self.network.decoder(columns), columns.embeds, columns.valid)
 
     # -- scoring -----------------------------------------------------------------------------------
-    def forward(self, segment: Segment, need: frozenset[str], reference: bool = False) -> Scores:
+    def forward(self, segment: Segment, need: frozenset[str]) -> Scores:
         """See :meth:`UnifiedModel.score`."""
         segment = segment.to(self.device)
         with self._quick(self._lm, self.network.dm):
@@ -179,7 +179,7 @@ class UniRLZeroModel(WritingModel):
         sampling, other = segment.sampling, None
         if "kl" in need:
             with self.reference():
-                other = self.as_reference(self._velocity(segment.context, sampling))
+                other = self.reference()(self._velocity(segment.context, sampling))
         velocity = self._velocity(segment.context, sampling)
         return flow.score(segment, velocity, reference=other, at_once=self._at_once(segment))
 

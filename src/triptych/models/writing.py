@@ -5,7 +5,6 @@ How a prompt becomes columns, and how pictures are drawn, is for each model to s
 Shape legend: B rows, H columns run before, P padded prompt length, A actions, D width.
 """
 
-import json
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -23,7 +22,7 @@ from triptych.kernels.noise import uniforms
 from triptych.models import causal
 from triptych.models.base import Example, LossSum, Scores, UnifiedModel, fit, from_pictures
 from triptych.models.causal import Decoder
-from triptych.models.lora import adapters, open_adapter, save_adapter
+from triptych.models.lora import adapters, base_of, open_adapter, save_adapter
 from triptych.models.packed import packed, quick
 from triptych.models.rows import answer_count, answers, distinct, texts
 from triptych.trajectory import NoiseKey, Picture, Prompt, Sampling, Segment, TextSegment, TokenSegment
@@ -148,7 +147,7 @@ class WritingModel(UnifiedModel):
         other = None
         if "kl" in need:
             with self.reference():
-                other = (self._written(segment), self.as_reference(self._head(segment)[0]))
+                other = (self._written(segment), self.reference()(self._head(segment)[0]))
         hidden, (head, vocabulary) = self._written(segment, **about), self._head(segment)
         found = kernel.score_hidden(
             hidden,
@@ -200,12 +199,11 @@ class WritingModel(UnifiedModel):
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Self:
         """Open a folder or a hub name; a missing, unknown or misshapen tensor is an error that names it."""
-        if (adapter := Path(folder) / "adapter_config.json").exists():
-            base = json.loads(adapter.read_text())["base_model_name_or_path"]
-            model = cls.from_pretrained(base, dtype=dtype)
-            open_adapter(model.network, Path(folder))
-            return model
-        return cls._open(folder, dtype)
+        if (base := base_of(Path(folder))) is None:
+            return cls._open(folder, dtype)
+        model = cls.from_pretrained(base, dtype=dtype)
+        open_adapter(model.network, Path(folder))
+        return model
 
     @classmethod
     @abstractmethod
