@@ -50,9 +50,11 @@ class Toy:
             valid[i, width - len(row) :] = True
         return embeds, valid
 
+    def prefix(self, width: int = PREFIX, seen: Tensor | None = None) -> causal.Prefix:
+        return causal.Prefix(self.decoder, *self.padded(width), seen)
+
     def run(self, width: int = PREFIX, recompute: bool = False, seen: Tensor | None = None) -> Tensor:
-        both = (self.decoder, self.decoder)
-        ready = canvas.prepare(*both, *self.padded(width), COLUMNS, seen=seen, recompute=recompute)
+        ready = canvas.prepare(self.prefix(width, seen), self.decoder, COLUMNS, recompute=recompute)
         return ready(self.canvas)
 
     def plain(self, i: int, seen: slice = slice(0)) -> Tensor:
@@ -129,7 +131,7 @@ def test_a_broken_mask_or_position_is_caught(
 def test_a_pass_leaves_nothing_behind_and_the_prefix_is_run_once() -> None:
     toy, calls = Toy("phi"), []
     toy.lm.layers[0].register_forward_hook(lambda _, inputs, __: calls.append(inputs[0].shape[1]))
-    ready = canvas.prepare(toy.decoder, toy.decoder, *toy.padded(), COLUMNS)
+    ready = canvas.prepare(toy.prefix(), toy.decoder, COLUMNS)
     first, again = ready(toy.canvas), ready(toy.canvas)
     assert torch.equal(first, again)
     assert calls == [PREFIX, COLUMNS, COLUMNS]
@@ -157,7 +159,7 @@ def test_two_passes_share_one_prefix_and_their_gradients_add_up() -> None:
     parameters = list(toy.lm.layers.parameters())
 
     def gradients(recompute: bool) -> tuple[Tensor, ...]:
-        ready = canvas.prepare(toy.decoder, toy.decoder, *toy.padded(), COLUMNS, recompute=recompute)
+        ready = canvas.prepare(toy.prefix(), toy.decoder, COLUMNS, recompute=recompute)
         total = (ready(toy.canvas) ** 3).sum() + (ready(toy.canvas.flip(1)) ** 3).sum()
         return torch.autograd.grad(total, parameters)
 
@@ -200,7 +202,7 @@ def test_new_convolutions_change_nothing_but_learn() -> None:
     toy = Toy("phi")
     mixers = canvas.convolutions(WIDTH, 2).double()
     local = canvas.local_decoder(toy.decoder, mixers, first=1)
-    hidden = canvas.prepare(toy.decoder, local, *toy.padded(), COLUMNS)(toy.canvas)
+    hidden = canvas.prepare(toy.prefix(), local, COLUMNS)(toy.canvas)
     torch.testing.assert_close(hidden, toy.run())
     (hidden**3).sum().backward()
     assert all(float(m.weight.grad.abs().min()) > 0 for m in mixers)

@@ -49,9 +49,7 @@ class Toy:
         embeds, valid = self.padded(width)
         sampling = Sampling(temperature=temperature)
         return causal.autoregress(
-            self.lm,
-            embeds,
-            valid,
+            causal.Prefix(self.lm, embeds, valid),
             numbers,
             sampling,
             head=self.head,
@@ -95,9 +93,7 @@ def test_the_padded_width_changes_nothing() -> None:
     assert torch.equal(narrow.tokens, wide.tokens)
     torch.testing.assert_close(narrow.logp, wide.logp, atol=1e-6, rtol=0)
     one = causal.autoregress(
-        toy.lm,
-        toy.rows[0][None],
-        torch.ones(1, PREFIX, dtype=torch.bool),
+        causal.Prefix(toy.lm, toy.rows[0][None], torch.ones(1, PREFIX, dtype=torch.bool)),
         torch.rand(3, ACTIONS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)[:1],
         Sampling(),
         head=toy.head,
@@ -186,9 +182,7 @@ def test_with_guidance_both_branches_are_fed_the_drawn_token() -> None:
     embeds, valid = toy.padded()
     blank = torch.randn(embeds.shape, generator=torch.Generator().manual_seed(2), dtype=embeds.dtype)
     written = causal.autoregress(
-        toy.lm,
-        torch.cat([embeds, blank]),
-        torch.cat([valid, valid]),
+        causal.Prefix(toy.lm, torch.cat([embeds, blank]), torch.cat([valid, valid])),
         torch.rand(3, ACTIONS, generator=torch.Generator().manual_seed(3), dtype=torch.float64),
         Sampling(guidance=2.5, temperature=0.8),
         head=toy.head,
@@ -218,14 +212,11 @@ def test_columns_that_were_run_before_may_be_handed_over(held: int) -> None:
     after = causal.teacher_forced(toy.lm, embeds[:, held:], valid, past)
     torch.testing.assert_close(after[valid[:, held:]], expected[:, held:][valid[:, held:]])
     written = causal.autoregress(
-        toy.lm,
-        embeds[:, held:],
-        valid,
+        causal.Prefix(toy.lm, embeds[:, held:], valid, past=cache),
         torch.rand(3, ACTIONS, generator=torch.Generator().manual_seed(1), dtype=torch.float64),
         Sampling(),
         head=toy.head,
         embed=toy.embed,
-        past=cache,
     )
     assert torch.equal(written.tokens, toy.decode().tokens)
     torch.testing.assert_close(written.logp, toy.decode().logp, atol=1e-6, rtol=0)

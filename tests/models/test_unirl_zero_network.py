@@ -64,9 +64,7 @@ def test_greedy_text_is_what_transformers_generates() -> None:
     made = with_sana()
     network, columns = made[0], columns_of(made)
     written = causal.autoregress(
-        network.decoder(columns),
-        columns.embeds,
-        columns.valid,
+        causal.Prefix(network.decoder(columns), columns.embeds, columns.valid),
         torch.zeros(5, 8, dtype=torch.float64),
         Sampling(temperature=0, max_tokens=8),
         head=network.lm.lm_head,
@@ -87,9 +85,7 @@ def test_a_cache_decodes_what_teacher_forcing_scores() -> None:
     uniforms = torch.rand(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     head = network.lm.lm_head
     written = causal.autoregress(
-        network.decoder(columns),
-        columns.embeds,
-        columns.valid,
+        causal.Prefix(network.decoder(columns), columns.embeds, columns.valid),
         uniforms,
         Sampling(max_tokens=6),
         head=head,

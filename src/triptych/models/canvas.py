@@ -36,28 +36,17 @@ def open_mask(valid: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def prepare(
-    prefix: Decoder,
-    over: Decoder,
-    embeds: Tensor,
-    valid: Tensor,
-    columns: int,
-    rows: Tensor | None = None,
-    *,
-    seen: Tensor | None = None,
-    recompute: bool = False,
+    before: causal.Prefix, over: Decoder, columns: int, *, recompute: bool = False
 ) -> Callable[[Tensor], Tensor]:
-    """Run the prefix ``embeds [U, P, D]`` (left padded, ``valid [U, P]``) through ``prefix``, causally, but
-    that all of it sees the columns ``seen [U, P]``, those of its pictures. Row r has prefix ``rows[r]``.
+    """Run a prefix. Returns a pass of a canvas through ``over`` (its layers, or local ones).
 
-    Returns a pass of a canvas through ``over`` (the same layers, or local ones): from embeddings of its C
-    ``columns`` after the prefix to hidden states, ``[R, C, D]`` both.
+    A pass leads from embeddings of C ``columns`` after the prefix to hidden states, ``[R, C, D]`` both.
     """
-    mask = causal.opened(causal.causal_mask(valid, valid.shape[1], embeds.dtype), seen)
-    _, past = causal.remember(prefix, embeds, mask, causal.positions(valid), rows, recompute=recompute)
-    valid = valid if rows is None else valid[rows]
+    _, past = before.remembered(recompute)
+    _, valid = before.of_rows()
     whole = torch.cat([valid, valid.new_ones(valid.shape[0], columns)], dim=1)
-    mask, place = open_mask(whole, embeds.dtype), causal.positions(whole)[:, -columns:]
-    rotary = over.rotary_emb(embeds, position_ids=place)  # the same for every pass
+    mask, place = open_mask(whole, before.embeds.dtype), causal.positions(whole)[:, -columns:]
+    rotary = over.rotary_emb(before.embeds, position_ids=place)  # the same for every pass
     over = replace(over, rotary_emb=lambda *_, **__: rotary)
     return lambda canvas: causal.run_layers(over, canvas, mask, place, past, recompute=recompute)
 

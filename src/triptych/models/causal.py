@@ -68,7 +68,7 @@ class _Recorder:
 
 
 class BufferCache:
-    """Keys and values of all layers, written in place; speaks the one method that attention layers call."""
+    """Keys and values of all layers, written in place; has the one method that attention layers call."""
 
     def __init__(self, layers: int, length: int) -> None:
         self.length = length
@@ -132,7 +132,7 @@ def run_layers(
 ) -> Tensor:
     """Hidden states ``[R, new, D]`` after the final norm, for a decoder with Llama's names for its parts.
 
-    ``cache``: what has the one method of :class:`BufferCache`.
+    ``cache``: what has the method ``update`` of :class:`BufferCache`.
     """
     rotary = lm.rotary_emb(embeds, position_ids=position_ids)
     hidden = embeds
@@ -183,32 +183,53 @@ def remember(
     return hidden, Past(pairs)
 
 
-def continued(
-    decoder: Decoder,
-    prefix: Tensor,
-    valid: Tensor,
-    further: Tensor,
-    taken: Tensor,
-    rows: Tensor | None = None,
-    *,
-    seen: Tensor | None = None,
-    recompute: bool = False,
-) -> Tensor:
+@dataclass(frozen=True)
+class Prefix:
+    """Left-padded prompts as embeddings ``[U, P, D]``, with the columns that count ``[U, H + P]``.
+
+    ``decoder``: the layers that run them. ``seen [U, P]``: pictures' columns, which all of the prefix sees.
+    ``past``: H columns run before. ``rows [R]``: whose prompt each row has, where some have the same.
+    """
+
+    decoder: Decoder
+    embeds: Tensor
+    valid: Tensor
+    seen: Tensor | None = None
+    past: BufferCache | None = None
+    rows: Tensor | None = None
+
+    def mask(self) -> Tensor:
+        """Additive, ``[U, 1, P, H + P]``: causal, but for what all of it sees."""
+        return opened(causal_mask(self.valid, self.embeds.shape[1], self.embeds.dtype), self.seen)
+
+    def remembered(self, recompute: bool) -> tuple[Tensor, Past]:
+        """Hidden states ``[R, P, D]``, and keys and values."""
+        place = positions(self.valid)
+        return remember(self.decoder, self.embeds, self.mask(), place, self.rows, recompute=recompute)
+
+    def of_rows(self) -> tuple[Decoder, Tensor]:
+        """The layers for what follows, and the prefix's columns that count ``[R, H + P]``."""
+        if self.rows is None:
+            return self.decoder, self.valid
+        return self.decoder.of(self.rows), self.valid[self.rows]
+
+
+def continued(before: Prefix, further: Tensor, taken: Tensor, *, recompute: bool = False) -> Tensor:
     """Hidden states ``[R, 1 + n, D]`` of a prefix's last column, and of ``further [R, n, D]`` after it.
 
-    ``prefix [U, P, D]`` is left padded (``valid [U, P]``); of ``further``, those count in ``taken [R, n]``.
+    Of ``further`` those columns count that are ``taken [R, n]``.
     """
-    if rows is None:
-        joined, whole = torch.cat([prefix, further], dim=1), torch.cat([valid, taken], dim=1)
-        hidden = teacher_forced(decoder, joined, whole, seen=seen, recompute=recompute)
-        return hidden[:, prefix.shape[1] - 1 :]
-    mask = opened(causal_mask(valid, valid.shape[1], prefix.dtype), seen)
-    before, past = remember(decoder, prefix, mask, positions(valid), rows, recompute=recompute)
+    decoder, valid = before.of_rows()
+    whole = torch.cat([valid, taken], dim=1)
+    if before.rows is None:
+        joined = torch.cat([before.embeds, further], dim=1)
+        hidden = teacher_forced(decoder, joined, whole, seen=before.seen, recompute=recompute)
+        return hidden[:, before.embeds.shape[1] - 1 :]
+    hidden, past = before.remembered(recompute)
     if not further.shape[1]:
-        return before[:, -1:]
-    whole = torch.cat([valid[rows], taken], dim=1)
-    after = teacher_forced(decoder.of(rows), further, whole, past, recompute=recompute)
-    return torch.cat([before[:, -1:], after], dim=1)
+        return hidden[:, -1:]
+    after = teacher_forced(decoder, further, whole, past, recompute=recompute)
+    return torch.cat([hidden[:, -1:], after], dim=1)
 
 
 @dataclass(frozen=True)
@@ -222,25 +243,18 @@ class Written:
 
 @torch.no_grad()
 def autoregress(
-    lm: Any,
-    prefix: Tensor,
-    valid: Tensor,
+    before: Prefix,
     uniforms: Tensor,
     sampling: Sampling,
     *,
     head: Callable[[Tensor], Tensor],
     embed: Callable[[Tensor], Tensor],
     end: int | None = None,
-    past: BufferCache | None = None,
-    seen: Tensor | None = None,
-    rows: Tensor | None = None,
 ) -> Written:
-    """Draw up to A tokens a row after ``prefix [U, P, D]`` (left padded, ``valid [U, P]``).
+    """Draw up to A tokens a row after a prefix, whose ``past`` has room for them.
 
     With guidance, R = 2B: conditional rows, then unconditional ones; both are fed the drawn token.
     ``uniforms [B, A]`` decides the draws. A row that drew ``end`` stops; its later entries are masked.
-    ``past``, with room for the rest, already holds H columns before these; ``valid`` is then ``[U, H + P]``.
-    ``seen``: columns of the prefix that all of it sees, see :func:`opened`. Without ``rows`` U is R.
     """
     if sampling.unmask != Unmasking():
         raise UserError(
@@ -250,13 +264,14 @@ def autoregress(
         raise UserError("denoise is for latents, and these are tokens: leave it at its default")
     if sampling.source_guidance is not None:
         raise UserError("source_guidance is for edits, and this is none: leave it unset")
-    actions, start, new = uniforms.shape[1], valid.shape[1], prefix.shape[1]
-    cache = past if past is not None else BufferCache(len(lm.layers), start + actions)
-    mask: Tensor | None = opened(causal_mask(valid, new, prefix.dtype), seen)
-    hidden = run_layers(lm, prefix, mask, positions(valid)[:, start - new :], cache)[:, -1]
-    if rows is not None:
-        hidden, valid, lm = hidden[rows], valid[rows], lm.of(rows)
-        cache.take(rows)
+    actions, start, prefix = uniforms.shape[1], before.valid.shape[1], before.embeds
+    cache = before.past or BufferCache(len(before.decoder.layers), start + actions)
+    place = positions(before.valid)[:, start - prefix.shape[1] :]
+    hidden = run_layers(before.decoder, prefix, before.mask(), place, cache)[:, -1]
+    decoder, valid = before.of_rows()
+    if before.rows is not None:
+        hidden = hidden[before.rows]
+        cache.take(before.rows)
     valid = torch.cat([valid, valid.new_ones(valid.shape[0], actions)], dim=1)
     place = positions(valid)
     padded = not bool(valid.all())
@@ -278,6 +293,7 @@ def autoregress(
             again = draw.tokens.repeat(len(hidden) // len(draw.tokens))
             column = start + a
             mask = full_mask[..., : column + 1] if full_mask is not None else None
-            hidden = run_layers(lm, embed(again)[:, None], mask, place[:, column : column + 1], cache)[:, -1]
+            here = place[:, column : column + 1]
+            hidden = run_layers(decoder, embed(again)[:, None], mask, here, cache)[:, -1]
     taken = torch.stack(masks, 1)
     return Written(torch.stack(drawn, 1) * taken, torch.stack(logps, 1) * taken, taken)

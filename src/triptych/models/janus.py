@@ -29,11 +29,12 @@ from triptych.kernels.noise import uniforms
 from triptych.kernels.relaxed import Relaxation, relaxed
 from triptych.models import causal
 from triptych.models.base import Codec, Example, LossSum, Scores, from_pictures
+from triptych.models.causal import Prefix
 from triptych.models.packed import packed
 from triptych.models.patch_codec import PatchCodec
 from triptych.models.quiet import quiet
 from triptych.models.rows import as_recorded, left_padded, mark
-from triptych.models.writing import Prefix, WritingModel
+from triptych.models.writing import WritingModel
 from triptych.trajectory import (
     NoiseKey,
     Picture,
@@ -208,14 +209,11 @@ class JanusModel(WritingModel):
         rows = len(prompts) * kernel.branches(sampling.guidance)
         with packed(self._lm, core.generation_head, core.generation_aligner, rows=rows):
             drawn = causal.autoregress(
-                before.decoder,
-                before.embeds,
-                before.valid,
+                before,
                 uniforms(keys, self.draw_tokens).to(self.device),
                 sampling,
                 head=core.generation_head,
                 embed=self._embed_codes,
-                rows=before.rows,
             )
         return TokenImageSegment(
             name=keys[0].segment, context=tuple(prompts), sampling=sampling, **vars(drawn)
@@ -231,15 +229,9 @@ class JanusModel(WritingModel):
             before = self._drawing_prefix(segment.context, guidance)
         else:
             before = self._prefix(segment.context, True, guidance, blank)
-        return causal.continued(
-            before.decoder,
-            before.embeds,
-            before.valid,
-            self._embed_codes(segment.tokens)[:, :-1].repeat(branches, 1, 1),
-            segment.mask[:, :-1].repeat(branches, 1),
-            before.rows,
-            recompute=self.recompute,
-        )
+        drawn = self._embed_codes(segment.tokens)[:, :-1].repeat(branches, 1, 1)
+        taken = segment.mask[:, :-1].repeat(branches, 1)
+        return causal.continued(before, drawn, taken, recompute=self.recompute)
 
     def forward(self, segment: Segment, need: frozenset[str], blank: Tensor | None = None) -> Scores:
         """See :meth:`UnifiedModel.score`. Rows in ``blank [B]`` are scored without their prompt."""

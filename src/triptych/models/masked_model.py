@@ -26,12 +26,13 @@ from triptych.kernels.noise import uniforms
 from triptych.kernels.relaxed import Relaxation, relaxed
 from triptych.models import canvas
 from triptych.models.base import Example, LossSum, Scores
+from triptych.models.causal import Prefix
 from triptych.models.magvit2 import MagViT2Codec
 from triptych.models.masked_network import BEGIN_IMAGE, DRAW, END_IMAGE, READ, MaskedNetwork
 from triptych.models.packed import packed
 from triptych.models.patch_codec import PatchCodec
 from triptych.models.rows import mark
-from triptych.models.writing import Prefix, WritingModel
+from triptych.models.writing import WritingModel
 from triptych.trajectory import (
     Denoising,
     MaskedImageSegment,
@@ -100,16 +101,8 @@ class MaskedModel(WritingModel):
         rows += bare if branches == 3 else []
         rows += [Prompt.of("")] * len(prompts) if branches > 1 else []
         prefix, embed = self._shared(rows, self._canvas_prefix), network.get_input_embeddings()
-        run = canvas.prepare(
-            prefix.decoder,
-            network.decoder(first=1),
-            prefix.embeds,
-            prefix.valid,
-            self.draw_tokens + 2,
-            prefix.rows,
-            seen=prefix.seen,
-            recompute=self.recompute,
-        )
+        over, columns = network.decoder(first=1), self.draw_tokens + 2
+        run = canvas.prepare(prefix, over, columns, recompute=self.recompute)
 
         def hidden(tokens: Tensor, masked: Tensor) -> Tensor:
             layout = network.layout

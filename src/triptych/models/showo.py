@@ -33,6 +33,7 @@ from transformers import PreTrainedTokenizerBase
 from triptych.errors import UserError
 from triptych.models import canvas, causal
 from triptych.models.base import LoraSettings
+from triptych.models.causal import Prefix
 from triptych.models.magvit2 import MagViT2Codec
 from triptych.models.masked_model import MaskedModel, open_codec
 from triptych.models.masked_network import DRAW, MARKS, READ
@@ -40,7 +41,6 @@ from triptych.models.patch_codec import PatchCodec
 from triptych.models.rows import left_padded, words
 from triptych.models.showo_network import PAD, ShowoLayout, ShowoNetwork
 from triptych.models.weights import open_tokenizer
-from triptych.models.writing import Prefix
 from triptych.trajectory import Prompt, TokenSegment
 
 PROMPT_COLUMNS = 129

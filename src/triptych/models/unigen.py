@@ -45,6 +45,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM, Siglip2VisionModel
 
+from triptych.models.causal import Prefix
 from triptych.models.magvit2 import MagViT2Codec
 from triptych.models.masked_model import MaskedModel, open_codec
 from triptych.models.masked_network import BEGIN_IMAGE, DRAW, END_IMAGE, MARKS, READ
@@ -52,7 +53,7 @@ from triptych.models.patch_codec import PatchCodec
 from triptych.models.rows import left_padded, mark, words
 from triptych.models.unigen_network import UniGenLayout, UniGenNetwork, cut, grow
 from triptych.models.weights import open_part, open_tokenizer
-from triptych.models.writing import BEGIN_TURN, END_TURN, Prefix
+from triptych.models.writing import BEGIN_TURN, END_TURN
 from triptych.trajectory import Prompt
 
 PIXELS = 384

@@ -39,12 +39,13 @@ from triptych.kernels import flow
 from triptych.kernels.noise import normals
 from triptych.kernels.tokens import branches, guided
 from triptych.models.base import Example, LossSum, Scores
+from triptych.models.causal import Prefix
 from triptych.models.latent_codec import AutoencoderCodec, LatentCodec, open_latent_codec
 from triptych.models.packed import quick
 from triptych.models.rows import distinct, mark, times, words
 from triptych.models.unirl_zero_network import Columns, UniRLZeroLayout, UniRLZeroNetwork
 from triptych.models.weights import open_tokenizer
-from triptych.models.writing import BEGIN_TURN, END_TURN, Prefix, WritingModel
+from triptych.models.writing import BEGIN_TURN, END_TURN, WritingModel
 from triptych.trajectory import (
     Denoising,
     FlowImageSegment,

@@ -8,7 +8,7 @@ Shape legend: B rows, H columns run before, P padded prompt length, A actions, D
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -21,7 +21,7 @@ from triptych.kernels import tokens as kernel
 from triptych.kernels.noise import uniforms
 from triptych.models import causal
 from triptych.models.base import Example, LossSum, Scores, UnifiedModel, fit, from_pictures
-from triptych.models.causal import Decoder
+from triptych.models.causal import Prefix
 from triptych.models.lora import adapters, base_of, open_adapter, save_adapter
 from triptych.models.packed import packed, quick
 from triptych.models.rows import answer_count, answers, distinct, texts
@@ -29,22 +29,6 @@ from triptych.trajectory import NoiseKey, Picture, Prompt, Sampling, Segment, Te
 
 BEGIN_TURN, END_TURN = "<|im_start|>", "<|im_end|>"
 """Qwen's marks around what one speaker says."""
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """Left-padded prompts as embeddings ``[U, P, D]``, with the columns that count ``[U, H + P]``.
-
-    ``decoder``: the layers that run them. ``seen [U, P]``: pictures' columns, which all of the prefix sees.
-    ``past``: H columns run before. ``rows [R]``: whose prompt each row has, where some have the same.
-    """
-
-    decoder: Decoder
-    embeds: Tensor
-    valid: Tensor
-    seen: Tensor | None = None
-    past: causal.BufferCache | None = None
-    rows: Tensor | None = None
 
 
 class WritingModel(UnifiedModel):
@@ -83,16 +67,8 @@ class WritingModel(UnifiedModel):
     def _written(self, segment: TokenSegment) -> Tensor:
         """Hidden states ``[B, A, D]`` that predict a text's tokens: each one *before* its token."""
         before = self._shared(segment.context, lambda prompts: self._answer_prefix(prompts, 0))
-        return causal.continued(
-            before.decoder,
-            before.embeds,
-            before.valid,
-            self.network.get_input_embeddings()(segment.tokens[:, :-1]),
-            segment.mask[:, :-1],
-            before.rows,
-            seen=before.seen,
-            recompute=self.recompute,
-        )
+        answer = self.network.get_input_embeddings()(segment.tokens[:, :-1])
+        return causal.continued(before, answer, segment.mask[:, :-1], recompute=self.recompute)
 
     @abstractmethod
     def _drawing_loss(self, examples: Sequence[Example]) -> LossSum:
@@ -119,17 +95,12 @@ class WritingModel(UnifiedModel):
         with packed(self._lm, head, rows=len(prompts)):
             before = self._shared(prompts, lambda each: self._answer_prefix(each, sampling.max_tokens))
             written = causal.autoregress(
-                before.decoder,
-                before.embeds,
-                before.valid,
+                before,
                 uniforms(keys, sampling.max_tokens).to(self.device),
                 sampling,
                 head=head,
                 embed=self.network.get_input_embeddings(),
                 end=self.end,
-                past=before.past,
-                seen=before.seen,
-                rows=before.rows,
             )
         return TextSegment(name=keys[0].segment, context=tuple(prompts), sampling=sampling, **vars(written))
 
