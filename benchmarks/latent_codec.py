@@ -20,7 +20,8 @@ from triptych.models.base import to_pictures
 from triptych.models.latent_codec import PatchLatentCodec
 from triptych.models.patch_codec import PatchCodec, nearest, patches_of
 from triptych.recipes import shapes_world
-from triptych.shapes import sample_scene, screening_prompts, train_prompt
+from triptych.shapes.prompts import screening_prompts, train_prompt
+from triptych.shapes.scenes import sample_scene
 
 NOISE = (0.0, 0.1, 0.2, 0.3)
 SCENES = 200

@@ -180,7 +180,8 @@ def everything(folder: Path) -> dict[str, Outcome]:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    rank = distributed.setup("cpu").rank
+    distributed.setup("cpu")
+    rank, _ = distributed.rank_and_size()
     tensors = {f"{part}|{name}": t for part, found in everything(folder).items() for name, t in found.items()}
     save_file({name: t.contiguous() for name, t in tensors.items()}, folder / f"rank{rank}.safetensors")
 

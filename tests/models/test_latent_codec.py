@@ -15,7 +15,8 @@ from triptych.models.base import to_pictures
 from triptych.models.latent_codec import AutoencoderCodec, PatchLatentCodec, open_latent_codec
 from triptych.models.patch_codec import PatchCodec
 from triptych.recipes import shapes_world
-from triptych.shapes import sample_scene, test_prompts, train_prompt
+from triptych.shapes.prompts import test_prompts, train_prompt
+from triptych.shapes.scenes import sample_scene
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -21,7 +21,6 @@ from triptych.recipes import find, shapes_world, starters, unigen15
 from triptych.recipes import rewards as named
 from triptych.recipes.base import Recipe, train, with_settings
 from triptych.recipes.shapes_reasoning import EXAMPLES, picture_of
-from triptych.rewards.base import FunctionReward
 from triptych.scenarios.base import RolloutSettings
 from triptych.shapes.edits import test_edits, train_edit
 from triptych.train.optimizer import OptimizerConfig
@@ -120,8 +119,7 @@ def small_rl(model: Path, **settings: Any) -> Recipe:
 @pytest.fixture
 def few_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unigen15, "TRAIN_TASKS", 12)
-    reward = FunctionReward("ink", lambda samples: [ink(s) for s in samples])
-    monkeypatch.setitem(named.WORLD, "ink", lambda: reward)
+    monkeypatch.setitem(named.WORLD, "ink", lambda: lambda samples: [ink(s) for s in samples])
 
 
 def ink(sample: Sample) -> float:
@@ -222,8 +220,7 @@ def test_rewards_are_summed_or_normalised_each_by_a_setting(runs: Path, few_task
     found = {}
     for combine in ("sum", "each"):
         for scale in (1.0, 100.0):
-            reward = FunctionReward("ink", lambda samples, k=scale: [k * ink(s) for s in samples])  # type: ignore[misc]
-            named.WORLD["ink"] = lambda made=reward: made  # type: ignore[misc]
+            named.WORLD["ink"] = lambda k=scale: lambda samples: [k * ink(s) for s in samples]  # type: ignore[misc]
             made = small_rl(runs / "starter", rewards={"ink": 1.0}, preserve=1.0, combine=combine)
             learner = made.build(made.config).learner(load(runs / "starter"))
             found[combine, scale] = learner.collect(1).advantages["image"].values  # type: ignore[attr-defined]

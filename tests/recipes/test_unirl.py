@@ -17,7 +17,6 @@ from triptych.recipes import find, shapes_world
 from triptych.recipes import rewards as named
 from triptych.recipes.base import Recipe, prepare_model, with_settings
 from triptych.recipes.unirl import QuizConfig
-from triptych.rewards.base import FunctionReward
 from triptych.scenarios.base import RolloutSettings
 from triptych.train.policy import PolicyConfig
 from triptych.train.self_supervised import SelfSupervisedConfig
@@ -48,7 +47,7 @@ def graded_by_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     def grade(samples: Sequence[Sample]) -> list[float | None]:
         return [float(sum(int(p.sum()) for p in s.pictures.values()) % 2) for s in samples]
 
-    monkeypatch.setitem(named.WORLD, "quiz", lambda: FunctionReward("quiz", grade))
+    monkeypatch.setitem(named.WORLD, "quiz", lambda: grade)
 
 
 def small(name: str, model: Path, **settings: Any) -> Recipe:

@@ -19,7 +19,7 @@ from triptych.models.unirl_zero import UniRLZeroModel
 from triptych.recipes import SUMMARIES, find, shapes_world, unirl_zero
 from triptych.recipes import rewards as named
 from triptych.recipes.base import Parts, Recipe, opened, prepare_model, train, with_settings
-from triptych.rewards.base import FunctionReward, RewardFunction
+from triptych.rewards.base import RewardFunction
 from triptych.scenarios import reflection
 from triptych.scenarios.base import RolloutSettings
 from triptych.train.policy import PolicyConfig
@@ -91,7 +91,7 @@ def spread(monkeypatch: pytest.MonkeyPatch) -> None:
             values = make()(samples)
             return [None if v is None else v + n for v, n in zip(values, noise, strict=True)]
 
-        return lambda: FunctionReward("varied", score)
+        return lambda: score
 
     monkeypatch.setattr(named, "WORLD", {name: varied(make) for name, make in named.WORLD.items()})
     monkeypatch.setattr(reflection, "said_right", lambda text: len(text) % 2 == 0)

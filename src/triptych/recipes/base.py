@@ -62,17 +62,18 @@ def train(
     already holds a run is an error unless ``resume`` or ``overwrite`` says what to do with it.
     """
     path, config = Path(run), recipe.config
-    world = distributed.setup()
+    device = distributed.setup()
+    is_main = distributed.rank_and_size()[0] == 0  # the one process that writes files and prints
     try:
         _check_folder(path, recipe, resume, overwrite)
         parts = recipe.build(config)
-        model = prepare_model(opened(config, parts), config, world.device)
-        makers = sink_makers(config.sinks) if world.is_main else []
-        directory = RunDirectory(path, writes=world.is_main)
+        model = prepare_model(opened(config, parts), config, device)
+        makers = sink_makers(config.sinks) if is_main else []
+        directory = RunDirectory(path, writes=is_main)
         last = files.latest_checkpoint(directory.checkpoints) if resume else None
         if last:
             model.load_weights(last / "model")
-        told = (progress or Progress(config.steps)) if world.is_main else Progress(config.steps, out=None)
+        told = (progress or Progress(config.steps)) if is_main else Progress(config.steps, out=None)
         guard = since_start if isinstance(config, PolicyConfig) and config.stop_on_collusion else None
         loop = Loop(config, model, parts.learner(model), directory, parts.evaluate, told, guard)
         if overwrite and not resume:
@@ -85,7 +86,7 @@ def train(
             directory.rewind(-1)  # what a run left that was killed before its first checkpoint
         directory.start(recipe.name, config)
         loop.run()
-        if world.is_main and loop.at.step == config.steps:
+        if is_main and loop.at.step == config.steps:
             _summarise(path, recipe, loop)
             if recipe.finish:
                 recipe.finish(path, config)

@@ -11,7 +11,7 @@ from triptych.evals.prompts import CLASSES
 from triptych.models.clip import CLIP_H, HPS, PICKSCORE, Clip
 from triptych.recipes import shapes_reasoning, shapes_world
 from triptych.rewards.answers import FormatReward, LengthReward
-from triptych.rewards.base import FunctionReward, RewardFunction, RewardSet, load_reward
+from triptych.rewards.base import RewardFunction, RewardSet, load_reward
 from triptych.rewards.edits import CycleReward
 from triptych.rewards.exchange import token_in
 from triptych.rewards.geneval import GenEvalReward
@@ -26,21 +26,19 @@ from triptych.shapes.verifier import detect
 from triptych.train.policy import PolicyConfig
 
 WORLD: dict[str, Callable[[], RewardFunction]] = {
-    "geneval": lambda: FunctionReward("geneval", shapes_world.by_rule),
-    "geneval_official": lambda: FunctionReward(
-        "geneval_official", partial(shapes_world.by_rule, dense=False)
-    ),
-    "background": lambda: FunctionReward("background", shapes_world.clean_background),
+    "geneval": lambda: shapes_world.by_rule,
+    "geneval_official": lambda: partial(shapes_world.by_rule, dense=False),
+    "background": lambda: shapes_world.clean_background,
     "preservation": PreservationReward,
-    "shared": lambda: FunctionReward("shared", shapes_world.shared),
-    "exact": lambda: FunctionReward("exact", shapes_world.exact),
-    "answer": lambda: FunctionReward("answer", shapes_reasoning.right_answers),
+    "shared": lambda: shapes_world.shared,
+    "exact": lambda: shapes_world.exact,
+    "answer": lambda: shapes_reasoning.right_answers,
     "format": FormatReward,
     "length": lambda: LengthReward(longest=64, cache=16),
     "quiz": lambda: QuizReward(Lexicon((*KINDS, *CLASSES))),
     "verdict": lambda: VerdictReward(shapes_world.verdict),
     "improvement": lambda: ImprovementReward(shapes_world.verdict),
-    "first": lambda: GenEvalReward(detect, drawing="first", name="first"),
+    "first": lambda: GenEvalReward(detect, drawing="first"),
     "cycle": CycleReward,
 }
 PUBLISHED: dict[str, Callable[[str], RewardFunction]] = {

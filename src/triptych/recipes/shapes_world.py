@@ -361,29 +361,22 @@ def edit_evaluation(settings: RolloutSettings, n: int) -> Callable[[UnifiedModel
     return evaluate
 
 
-def evaluation(
-    settings: RolloutSettings,
-    tasks: int,
-    *,
-    questions: int = 300,
-    edits: int = 200,
-    quiz: int = 120,
-    screening: bool = False,
-) -> Callable[[UnifiedModel, int], Evaluation]:
+MOST_QUESTIONS, MOST_EDITS, MOST_QUIZZED = 300, 200, 120
+
+
+def evaluation(settings: RolloutSettings, tasks: int) -> Callable[[UnifiedModel, int], Evaluation]:
     """Held-out drawings by the official rule, and what no reward sees.
 
     ``heldout``: "exact" (drawings of all that was asked and nothing else: the rule lets more be there than
-    most prompts name), "understanding" (answers about rendered held-out scenes, ``questions`` of them but
-    never more than ``tasks``), "edit" (held-out edits, as many as ``edits`` but never more than ``tasks``,
-    right by the official rule) and "edit_overall" (the categories' mean grades, 1 to 5), "diversity" (of
-    drawings of one prompt), "background_drift" (mean distance of drawings' backgrounds from the world's). Of
-    at most ``quiz`` drawings, evenly chosen, "right_but_misread" and "read_but_misdrawn"
-    (:func:`triptych.evals.imbalance.imbalance`) and "shuffled_answers"
+    most prompts name), "understanding" (answers about rendered held-out scenes, at most MOST_QUESTIONS),
+    "edit" (held-out edits, at most MOST_EDITS, right by the official rule) and "edit_overall" (the
+    categories' mean grades, 1 to 5), "diversity" (of drawings of one prompt), "background_drift" (mean distance of drawings'
+    backgrounds from the world's). Of at most MOST_QUIZZED drawings, evenly chosen, "right_but_misread" and
+    "read_but_misdrawn" (:func:`triptych.evals.imbalance.imbalance`) and "shuffled_answers"
     (:func:`triptych.evals.collusion.self_quiz`), each absent where there is nothing to take a share of; the
-    summary's ``quiz`` has their intervals. With ``screening`` it draws :func:`screening_tasks`: settings are
-    chosen on those, and claims are made on :func:`test_tasks`.
+    summary's "quiz" has their intervals.
     """
-    drawn = (screening_tasks if screening else test_tasks)(tasks)
+    drawn = test_tasks(tasks)
 
     def evaluate(model: UnifiedModel, step: int) -> Evaluation:
         found = evaluate_drawing(model, TextToImage(), drawn, verdict, settings)
@@ -397,9 +390,9 @@ def evaluation(
         }
         quizzes: dict[str, Shares] = {}
         if "read" in model.can:
-            asked = min(questions, tasks)
+            asked = min(MOST_QUESTIONS, tasks)
             heldout["understanding"] = sum(understood(model, settings, asked)) / asked
-            every = range(0, len(drawn), -(-len(drawn) // quiz))
+            every = range(0, len(drawn), -(-len(drawn) // MOST_QUIZZED))
             found_quiz = self_quiz(
                 model,
                 quizzed([drawn[i] for i in every]),
@@ -412,7 +405,7 @@ def evaluation(
             quizzes["quiz"] = {**found_quiz, "rendered": rendered}
             heldout |= {name: found_quiz[name]["score"] for name in UNSEEN if found_quiz[name]["n"]}
         if "edit" in model.can:
-            edited = edit_evaluation(settings, min(edits, tasks))(model, step).summary
+            edited = edit_evaluation(settings, min(MOST_EDITS, tasks))(model, step).summary
             heldout |= {"edit": edited["score"], "edit_overall": edited["edits"]["macro"]["overall"]}
         return replace(found, summary={**found.summary, **quizzes, "heldout": heldout})
 

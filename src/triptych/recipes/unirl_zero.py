@@ -50,7 +50,7 @@ SAVED = "models/unirl_zero"
 TRAIN_TASKS = 2048
 BESIDE: dict[str, RewardFunction] = {
     "format": FormatReward(segment="thought"),
-    "first": GenEvalReward(detect, dense=False, drawing="first", name="first"),
+    "first": GenEvalReward(detect, dense=False, drawing="first"),
     "cycle": CycleReward(),
     "preservation": PreservationReward(),
 }

@@ -1,7 +1,7 @@
 """What is good: callables from finished episodes to one number each, or None for "could not be scored"."""
 
 from triptych.rewards.answers import AnswerReward, FormatReward, LengthReward
-from triptych.rewards.base import Reward, RewardSet, Scores, load_reward, trl_reward
+from triptych.rewards.base import RewardFunction, RewardSet, Scores, load_reward, trl_reward
 from triptych.rewards.edits import CycleReward, DirectionReward
 from triptych.rewards.geneval import GenEvalReward
 from triptych.rewards.image_text import ClipScore, HPSv2, PickScore
@@ -26,7 +26,7 @@ __all__ = [
     "PreservationReward",
     "QuizReward",
     "RemoteReward",
-    "Reward",
+    "RewardFunction",
     "RewardSet",
     "Scores",
     "VerdictReward",

@@ -35,7 +35,6 @@ class AnswerReward:
 
     rule: Rule = same_answer
     segment: str = ""
-    name: str = "answer"
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
         return [self._score(sample) for sample in samples]
@@ -52,7 +51,6 @@ class FormatReward:
     """1 for one think block, then one answer block, and nothing else; 0 for any other text."""
 
     segment: str = ""
-    name: str = "format"
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
         texts = [written(sample, self.segment) for sample in samples]
@@ -76,7 +74,6 @@ class LengthReward:
     cache: int
     count: Callable[[str], int] = count_words
     segment: str = ""
-    name: str = "length"
 
     def __post_init__(self) -> None:
         if not 0 < self.cache <= self.longest:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -23,29 +23,10 @@ from triptych.errors import UserError
 from triptych.trajectory import Picture, Sample
 
 RewardFunction = Callable[[Sequence[Sample]], Sequence[float | None]]
+"""Samples to one number each, higher is better; None or NaN where a sample could not be scored.
 
-
-class Reward(Protocol):
-    """Samples to one number each, higher is better; None or NaN where a sample could not be scored.
-
-    It runs in a thread of its own and may be called again with only the samples that it left unscored.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    def __call__(self, samples: Sequence[Sample]) -> list[float | None]: ...
-
-
-@dataclass(frozen=True)
-class FunctionReward:
-    """A plain function as a :class:`Reward`."""
-
-    name: str
-    function: RewardFunction
-
-    def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
-        return list(self.function(samples))
+It runs in a thread of its own and may be called again with only the samples that it left unscored.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +160,7 @@ def _as_values(result: Sequence[float | None] | None, expected: int) -> Tensor:
     return numbers.masked_fill(~numbers.isfinite(), torch.nan)
 
 
-def trl_reward(function: Callable[..., Sequence[float | None]], name: str | None = None) -> FunctionReward:
+def trl_reward(function: Callable[..., Sequence[float | None]]) -> RewardFunction:
     """A reward from a function written for TRL: ``f(prompts, completions, **columns) -> list[float | None]``.
 
     Prompts and written completions are strings, drawn ones PIL images. Every other argument is a list with an
@@ -195,7 +176,7 @@ def trl_reward(function: Callable[..., Sequence[float | None]], name: str | None
         arguments["completions"] = [_for_trl(sample.completion) for sample in samples]
         return function(**{k: v for k, v in arguments.items() if takes_all or k in parameters})
 
-    return FunctionReward(name or _name_of(function), score)
+    return score
 
 
 def _trl_columns(samples: Sequence[Sample]) -> dict[str, list[Any]]:
@@ -210,11 +191,7 @@ def _for_trl(completion: str | Picture) -> str | Image.Image:
     return completion if isinstance(completion, str) else Image.fromarray(completion.cpu().numpy())
 
 
-def _name_of(function: Callable[..., Any]) -> str:
-    return str(getattr(function, "__name__", type(function).__name__))
-
-
-def load_reward(spec: str) -> FunctionReward:
+def load_reward(spec: str) -> RewardFunction:
     """A user's reward from ``"path/to/file.py:function"``; its code runs.
 
     A function with a parameter ``completions`` is taken as TRL's (:func:`trl_reward`), one with a single
@@ -233,7 +210,7 @@ def load_reward(spec: str) -> FunctionReward:
         raise UserError(f"reward {spec!r}: {file} has no function {name}; it has {found}")
     parameters = inspect.signature(function).parameters.values()
     if any(p.name == "completions" for p in parameters):
-        return trl_reward(function, name)
+        return trl_reward(function)
     required = [
         p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
     ]
@@ -241,7 +218,7 @@ def load_reward(spec: str) -> FunctionReward:
         shown = f"{name}{inspect.signature(function)}"
         expected = f"{name}(samples) or {name}(prompts, completions, **columns)"
         raise UserError(f"reward {spec!r}: expected {expected}, found {shown}")
-    return FunctionReward(name, function)
+    return cast(RewardFunction, function)
 
 
 def _import(file: Path, spec: str) -> ModuleType:

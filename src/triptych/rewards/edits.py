@@ -42,7 +42,6 @@ class CycleReward:
 
     similarity: Similarity = pixel_similarity
     drawing: str = "back"
-    name: str = "cycle"
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
         return [self._score(sample) for sample in samples]
@@ -71,7 +70,6 @@ class DirectionReward:
 
     image: Embed
     text: EmbedText
-    name: str = "direction"
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
         return [self._score(sample) for sample in samples]

@@ -28,7 +28,6 @@ class GenEvalReward:
 
     detect: Detector
     dense: bool = True
-    name: str = "geneval"
     drawing: str = ""
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:

@@ -38,7 +38,6 @@ class ClipScore:
 
     embed: Embedder
     batch: int = 32
-    name: str = "clip"
     scaled: ClassVar[bool] = False
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
@@ -57,12 +56,9 @@ class ClipScore:
 class PickScore(ClipScore):
     """The cosine times the model's scale, about 17 to 24 with the public weights (arXiv 2305.01569)."""
 
-    name: str = "pickscore"
     scaled: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
 class HPSv2(ClipScore):
     """The cosine in the space of HPSv2.1, about 0.2 to 0.35 with the public weights (arXiv 2306.09341)."""
-
-    name: str = "hpsv2"

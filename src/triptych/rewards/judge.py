@@ -63,7 +63,6 @@ class JudgeReward(Client):
     workers: int = 8
     max_tokens: int = 64
     cache: Path | None = None
-    name: str = "judge"
     failures: Counter[str] = field(default_factory=Counter, init=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -69,7 +69,6 @@ class PreservationReward:
     kept: Callable[[Sample], Tensor | None] = kept_pixels
     weight: float = 0.5
     tolerance: int = 16
-    name: str = "preservation"
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= 1:

@@ -94,7 +94,6 @@ class QuizReward:
 
     lexicon: Lexicon = LEXICON
     segment: str = ""
-    name: str = "quiz"
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
         return [self._score(sample) for sample in samples]

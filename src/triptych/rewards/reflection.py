@@ -39,7 +39,6 @@ class VerdictReward:
         ("second", "second_verdict"),
         ("third", "third_verdict"),
     )
-    name: str = "verdict"
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
         return [self._score(sample) for sample in samples]
@@ -66,7 +65,6 @@ class ImprovementReward:
 
     judge: Judge
     drawing: str = "first"
-    name: str = "improvement"
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
         return [self._score(sample) for sample in samples]

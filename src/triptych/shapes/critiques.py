@@ -67,9 +67,6 @@ def test_critiques(n: int = 200) -> list[Critique]:
     ]
 
 
-test_critiques.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it where it is imported
-
-
 def _critique(fault: str, right: bool, part: str, rng: np.random.Generator) -> Critique:
     tags = FAULTS[fault]
     prompts = split(tags[rng.integers(len(tags))])[part == "test"]

@@ -96,9 +96,6 @@ def test_edits(n: int = 200, categories: Sequence[str] = EDITS) -> list[Edit]:
     return [_edit(categories[i % len(categories)], "test", rng) for i, rng in enumerate(rngs)]
 
 
-test_edits.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it where it is imported
-
-
 @cache
 def _pairs(part: str) -> tuple[list[Metadata], frozenset[str], frozenset[str]]:
     """The color_attr prompts of one part of the split, their combinations, and those no target may show."""

@@ -90,9 +90,6 @@ def test_prompts(n: int = 360) -> list[Metadata]:
     return [metadata for tag, share in zip(TAGS, shares, strict=True) for metadata in held_out[tag][:share]]
 
 
-test_prompts.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it where it is imported
-
-
 def screening_prompts(n: int = 200) -> list[Metadata]:
     """`n` held-out prompts to choose settings on, in no combination of training or of `test_prompts`.
 

@@ -127,9 +127,6 @@ def test_questions(n: int = 300) -> list[tuple[Scene, str, str, str]]:
     return questions
 
 
-test_questions.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it where it is imported
-
-
 def _groups(scene: Scene) -> list[tuple[Shape, ...]]:
     """The scene's shapes by kind, kinds from left to right by their mean centre, then top to bottom."""
     by_kind = sorted(scene.shapes, key=lambda shape: shape.kind)

@@ -61,9 +61,6 @@ def test_vague(n: int = 200) -> list[VaguePrompt]:
     return [_vague(held_out[i], np.random.default_rng([TEST_SEED, i])) for i in order]
 
 
-test_vague.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it where it is imported
-
-
 def _hideable(metadata: Metadata) -> bool:
     return any("color" in entry or entry["count"] > 1 for entry in metadata["include"])
 

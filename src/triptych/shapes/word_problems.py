@@ -78,9 +78,6 @@ def test_problems(n: int = 210, longer: bool = False) -> list[WordProblem]:
     return [_problem(tags[i % len(tags)], True, np.random.default_rng([TEST_SEED, i])) for i in range(n)]
 
 
-test_problems.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it where it is imported
-
-
 def _problem(tag: str, held_out: bool, rng: np.random.Generator) -> WordProblem:
     text, formula = (SUMS | LONGER)[tag]
     fields = sorted({name for _, name, _, _ in Formatter().parse(text) if name})

@@ -6,7 +6,6 @@ environment is the one thing read from outside. It must not know models, losses 
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar
 
@@ -18,24 +17,10 @@ T = TypeVar("T")
 _BUCKET_ELEMENTS = 2**24
 
 
-@dataclass(frozen=True)
-class World:
-    """This process among all: ``rank`` of ``size``, and the device that it computes on."""
-
-    rank: int = 0
-    size: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this is the one process that writes files and prints."""
-        return self.rank == 0
-
-
-def setup(device: str | None = None) -> World:
+def setup(device: str | None = None) -> torch.device:
     """Join the processes that torchrun started (gloo for CPU tensors, nccl for CUDA's); alone, join nothing.
 
-    ``device`` is "cpu" or "cuda"; None takes CUDA where there is any.
+    Returns where this process computes. ``device`` is "cpu" or "cuda"; None takes CUDA where there is any.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     place = torch.device(kind)
@@ -46,7 +31,7 @@ def setup(device: str | None = None) -> World:
         # One process evaluates while the others wait, which may take hours on a large model.
         backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(days=1))
-    return World(*rank_and_size(), place)
+    return place
 
 
 def rank_and_size() -> tuple[int, int]:

@@ -8,12 +8,13 @@ import json
 import math
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -77,32 +78,31 @@ class Gradient:
     check: Callable[[], None] = lambda: None
 
 
-class Learner(Protocol):
+class Learner(ABC):
     """Makes gradients, and says afterwards what happened."""
 
+    @abstractmethod
     def gradients(self, step: int) -> Iterator[Gradient]:
         """The optimizer steps that one training step takes, usually one."""
-        ...
 
+    @abstractmethod
     def metrics(self) -> dict[str, float]:
         """Values of the step that just ended."""
-        ...
 
     def samples(self) -> Sequence[Mapping[str, Any]]:
         """Rows of the step that just ended, with pictures in them, for the report; may be empty."""
-        ...
+        return ()
 
     def state(self) -> dict[str, Any]:
         """What a resumed run must know beyond weights and optimizer; json."""
-        ...
+        return {}
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors that it must know too."""
-        ...
+        return {}
 
     def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Take back what :meth:`state` and :meth:`tensors` gave."""
-        ...
 
 
 Guard = Callable[[Sequence[Mapping[str, Any]]], str | None]

@@ -26,7 +26,7 @@ from triptych.models.base import UnifiedModel
 from triptych.rewards.base import RewardSet
 from triptych.scenarios.base import RolloutSettings, Scenario, play
 from triptych.train import distributed
-from triptych.train.loop import Gradient, JobConfig
+from triptych.train.loop import Gradient, JobConfig, Learner
 from triptych.train.tasks import MixedStream, TaskStream
 from triptych.trajectory import Rollout, Sample, Segment, Task
 
@@ -140,7 +140,7 @@ class Batch:
     metrics: dict[str, float]
 
 
-class PolicyLearner:
+class PolicyLearner(Learner):
     """Makes policy gradients; the same draws and the same gradient on any number of processes.
 
     Of ``tasks`` of several kinds, by name, every step has as many of each.
@@ -448,10 +448,6 @@ class PolicyLearner:
     def state(self) -> dict[str, Any]:
         """How long each reward has been failing."""
         return {"rewards": dict(self.rewards.broken)}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """None."""
-        return {}
 
     def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """See :meth:`state`."""

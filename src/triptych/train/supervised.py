@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from triptych.errors import UserError
 from triptych.evals.evaluation import Evaluation
 from triptych.models.base import Example, UnifiedModel
 from triptych.train import distributed
-from triptych.train.loop import Gradient, JobConfig, autocast
+from triptych.train.loop import Gradient, JobConfig, Learner, autocast
 
 KINDS = ("draw", "read")
 
@@ -31,7 +30,7 @@ class SupervisedConfig(JobConfig):
             raise UserError(f"weights names {unknown[0]!r}; the kinds of target are {', '.join(KINDS)}")
 
 
-class SupervisedLearner:
+class SupervisedLearner(Learner):
     """Makes gradients from ``examples(step)``, which must be a pure function of the step."""
 
     def __init__(
@@ -67,21 +66,6 @@ class SupervisedLearner:
             f"loss/{kind}": float(distributed.all_sum(value)) for kind, value in sorted(self.sums.items())
         }
         return {"loss": sum(means.values()), **means}
-
-    def samples(self) -> Sequence[Mapping[str, Any]]:
-        """None: evaluations show what was learned."""
-        return ()
-
-    def state(self) -> dict[str, Any]:
-        """Nothing: a batch depends on the step alone."""
-        return {}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """None."""
-        return {}
-
-    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Nothing to take back."""
 
 
 def _alike(rows: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
