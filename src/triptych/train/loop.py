@@ -101,7 +101,7 @@ class Learner(ABC):
         """Tensors that it must know too."""
         return {}
 
-    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:  # noqa: B027
         """Take back what :meth:`state` and :meth:`tensors` gave."""
 
 
