@@ -66,6 +66,16 @@ def test_verdicts(score: int | None, verdict: str | None, reward: float | None) 
     assert VerdictReward(judge)([sample(score, verdict=verdict)]) == [reward]
 
 
+def test_who_calls_all_alike_gets_a_half_where_both_kinds_count_alike() -> None:
+    drawn, reward = (100, 50, 100, 100), VerdictReward(judge, balanced=True)
+    for said in ("right", "wrong: add a ring"):
+        found = reward([*(sample(score, verdict=said) for score in drawn), sample(100)])
+        assert found[-1] is None and sum(found[:-1]) == pytest.approx(4 / 2)  # type: ignore[arg-type]
+    right = reward([sample(score, verdict="right" if score == 100 else "wrong") for score in drawn])
+    assert right == pytest.approx([2 / 3, 2.0, 2 / 3, 2 / 3]), "1 on average, the rare kind more"
+    assert reward([sample(50, verdict="right")]) == [0.0] and reward([]) == []
+
+
 def test_the_verdicts_of_all_turns_are_worth_their_mean() -> None:
     found = sample(50, 100, verdict="wrong: add a ring")
     for text, reward in (("right", 1.0), ("wrong", 0.5)):

@@ -36,7 +36,7 @@ WORLD: dict[str, Callable[[], RewardFunction]] = {
     "format": FormatReward,
     "length": lambda: LengthReward(longest=64, cache=16),
     "quiz": lambda: QuizReward(Lexicon((*KINDS, *CLASSES))),
-    "verdict": lambda: VerdictReward(shapes_world.verdict),
+    "verdict": lambda: VerdictReward(shapes_world.verdict, balanced=True),
     "improvement": lambda: ImprovementReward(shapes_world.verdict),
     "first": lambda: GenEvalReward(detect, drawing="first"),
     "cycle": CycleReward,

@@ -16,6 +16,7 @@ from typing import Any
 from triptych.evals.drawing import evaluate_drawing, evaluate_rewards
 from triptych.evals.evaluation import Evaluation
 from triptych.evals.reading import evaluate_answers
+from triptych.learn.advantages import AdvantageConfig
 from triptych.learn.diffusion_nft import DiffusionNFTConfig
 from triptych.learn.policy_loss import PolicyLossConfig
 from triptych.models.base import LoraSettings, UnifiedModel
@@ -197,7 +198,13 @@ EPISODES = {
         scenario=lambda config: Reflection(config.question, config.turns),
         tasks=_drawing_tasks,
         starter=ReflectionConfig(
-            **vars(STARTER) | {"rewards": REFLECTION, "held_out": ("geneval",), "learn_from": 0}
+            **vars(STARTER)
+            | {
+                "rewards": REFLECTION,
+                "held_out": ("geneval",),
+                "learn_from": 0,
+                "advantage": AdvantageConfig(std="batch"),  # what a verdict is worth depends on the batch
+            }
         ),
         public=ReflectionConfig(**vars(PUBLIC) | {"rewards": REFLECTION}),
         adapted=(*LM_LAYERS, *DM_LAYERS),

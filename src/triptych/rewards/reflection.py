@@ -5,7 +5,7 @@ Both trust a judge of pictures and know no world; our design from the paper's de
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +30,13 @@ class VerdictReward:
     """1 where a text calls its drawing what the judge finds it, right or wrong; else 0.
 
     The mean over those of ``pairs``, drawing and text, that the episode has. What is no verdict scores 0.
-    None where the task has no ``include`` or the episode has no pair.
+    None where the task has no ``include`` or the episode has no pair. ``balanced``: among all samples of a
+    call, right drawings count as much as wrong ones; else who calls all of them what most are does well. An
+    advantage that is divided by its own group's spread undoes that where a group's drawings are alike.
     """
 
     judge: Judge
+    balanced: bool = False
     pairs: tuple[tuple[str, str], ...] = (
         ("first", "verdict"),
         ("second", "second_verdict"),
@@ -41,18 +44,22 @@ class VerdictReward:
     )
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
-        return [self._score(sample) for sample in samples]
-
-    def _score(self, sample: Sample) -> float | None:
-        if not sample.task.metadata.get("include"):
-            return None
-        found = [
-            said_right(sample.texts[text])
-            is self.judge(sample.pictures[drawing], sample.task.metadata).correct
-            for drawing, text in self.pairs
-            if drawing in sample.pictures and text in sample.texts
+        told = [list(self._told(sample)) for sample in samples]
+        drawn = [right for each in told for right, _ in each]
+        worth = {True: 1.0, False: 1.0}
+        if self.balanced:
+            worth = {kind: len(drawn) / (2 * max(1, drawn.count(kind))) for kind in worth}
+        return [
+            sum(worth[r] * (r is said) for r, said in each) / len(each) if each else None for each in told
         ]
-        return sum(found) / len(found) if found else None
+
+    def _told(self, sample: Sample) -> Iterator[tuple[bool, bool | None]]:
+        """Of every pair: is the drawing right, and what is it called."""
+        if sample.task.metadata.get("include"):
+            for drawing, text in self.pairs:
+                if drawing in sample.pictures and text in sample.texts:
+                    right = self.judge(sample.pictures[drawing], sample.task.metadata).correct
+                    yield right, said_right(sample.texts[text])
 
 
 @dataclass(frozen=True)
