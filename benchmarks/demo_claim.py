@@ -69,7 +69,6 @@ OF_LATENTS = {
     "Flow-SDE, a window": _denoise(start="own"),
     "Flow-SDE, every step": _denoise(window=0, first=0, moves="sliding", start="own"),
     "CPS": _denoise(noise="cps"),
-    "Dance-SDE": _denoise(noise="dance"),
     "two updates a rollout": TWICE,
     "two, clip at a tenth": TWICE | {"draw_loss": {"clip_low": 1e-4, "clip_high": 1e-4}},
     "two, GRPO-Guard": TWICE | {"draw_loss": {"ratio": "guard"}},
