@@ -124,8 +124,8 @@ def page(result: Row) -> str:
     lines = [
         f"# The demo's claim, measured: {result['model']}",
         "",
-        f"`python benchmarks/demo_claim.py --model {result['model']}` on {result['date']},"
-        f" {result['machine']}. GenEval's official rule on {PROMPTS} held-out prompts,"
+        f"`python benchmarks/demo_claim.py --model {result['model']}{result.get('asked', '')}` on"
+        f" {result['date']}, {result['machine']}. GenEval's official rule on {PROMPTS} held-out prompts,"
         f" {result.get('drawings', DRAWINGS)} drawings each, the same drawing seeds everywhere. Points of"
         " difference to the starter with 95% intervals (paired, bootstrapped over prompts).",
         "",
@@ -346,6 +346,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "versions": versions(),
         "recipe": asdict(parts.config),
         "own": parts.own,
+        "asked": "".join(
+            f" --{name} {' '.join(map(str, vars(asked)[name.replace('-', '_')]))}"
+            for name in ("seeds", "parts", "method-seeds")
+        ),
         "drawings": parts.drawings,
         "before": parts.right(parts.arm(trained=False), 0),
         "rl": [parts.rl(seed) for seed in asked.seeds if "rl" in wanted],
