@@ -55,6 +55,7 @@ def test_rows_are_even_by_tag_and_a_function_of_the_seed() -> None:
         ("a photo of a dog left of a cat", "a photo of a cat right of a dog"),
         ("a photo of a red dog and a blue cat", "a photo of a red cat and a blue dog"),
         ("a photo of a dog", "a photo of a puppy"),
+        ("a photo of a dog", "the picture of a dog"),
     ],
 )
 def test_prompts_that_tell_the_same_have_one_key(told: str, excluded: str) -> None:

@@ -94,7 +94,8 @@ class Lexicon:
         of the two is told to be where.
         """
         told = [(k, min(v, MIRRORED[v]) if k in ("relation", "side") else v) for k, v in self.tokens(text)]
-        return tuple(sorted(v for k, v in told if k not in ("article", "stop")))
+        filler = {"of", *_FRAMES}  # "a picture of" is "a photo of"
+        return tuple(sorted(v for k, v in told if k not in ("article", "stop") and v not in filler))
 
     def read(self, text: str, about: frozenset[str] = frozenset()) -> Said:
         """What a text says. A word for a colour and an object ("orange") is an object only in ``about``."""
