@@ -28,6 +28,7 @@ class Toy:
                 num_key_value_heads=2,
             )
             self.lm = LlamaModel(config).eval().to(dtype)
+            self.decoder = causal.Decoder(self.lm.layers, self.lm.rotary_emb, self.lm.norm)
             for p in self.lm.parameters():
                 if p.ndim > 1:
                     nn.init.normal_(p, std=p.shape[1] ** -0.5)
@@ -49,7 +50,7 @@ class Toy:
         embeds, valid = self.padded(width)
         sampling = Sampling(temperature=temperature)
         return causal.autoregress(
-            causal.Prefix(self.lm, embeds, valid),
+            causal.Prefix(self.decoder, embeds, valid),
             numbers,
             sampling,
             head=self.head,
@@ -93,7 +94,7 @@ def test_the_padded_width_changes_nothing() -> None:
     assert torch.equal(narrow.tokens, wide.tokens)
     torch.testing.assert_close(narrow.logp, wide.logp, atol=1e-6, rtol=0)
     one = causal.autoregress(
-        causal.Prefix(toy.lm, toy.rows[0][None], torch.ones(1, PREFIX, dtype=torch.bool)),
+        causal.Prefix(toy.decoder, toy.rows[0][None], torch.ones(1, PREFIX, dtype=torch.bool)),
         torch.rand(3, ACTIONS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)[:1],
         Sampling(),
         head=toy.head,
@@ -177,12 +178,35 @@ def test_a_row_stops_at_the_end_token_and_the_loop_when_all_have() -> None:
 
 
 @torch.no_grad()
+def test_rows_that_have_ended_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy, sizes = Toy(), list[int]()
+    whole = toy.decode(end=(end := int(toy.decode().tokens[0, 1])))
+    right = causal.run_layers
+
+    def counted(lm: object, embeds: Tensor, *rest: object, **more: object) -> Tensor:
+        sizes.append(len(embeds))
+        return right(lm, embeds, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(causal, "run_layers", counted)
+    monkeypatch.setattr(causal, "LEAVING", 1.0)
+    together = toy.decode(end=end)
+    assert set(sizes) == {3}
+    sizes.clear()
+    monkeypatch.setattr(causal, "LEAVING", 0.0)
+    fewer = toy.decode(end=end)
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] == 3 > sizes[-1]
+    for found in (together, fewer):
+        assert torch.equal(found.tokens, whole.tokens) and torch.equal(found.mask, whole.mask)
+        torch.testing.assert_close(found.logp, whole.logp, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
 def test_with_guidance_both_branches_are_fed_the_drawn_token() -> None:
     toy = Toy()
     embeds, valid = toy.padded()
     blank = torch.randn(embeds.shape, generator=torch.Generator().manual_seed(2), dtype=embeds.dtype)
     written = causal.autoregress(
-        causal.Prefix(toy.lm, torch.cat([embeds, blank]), torch.cat([valid, valid])),
+        causal.Prefix(toy.decoder, torch.cat([embeds, blank]), torch.cat([valid, valid])),
         torch.rand(3, ACTIONS, generator=torch.Generator().manual_seed(3), dtype=torch.float64),
         Sampling(guidance=2.5, temperature=0.8),
         head=toy.head,
@@ -212,7 +236,7 @@ def test_columns_that_were_run_before_may_be_handed_over(held: int) -> None:
     after = causal.teacher_forced(toy.lm, embeds[:, held:], valid, past)
     torch.testing.assert_close(after[valid[:, held:]], expected[:, held:][valid[:, held:]])
     written = causal.autoregress(
-        causal.Prefix(toy.lm, embeds[:, held:], valid, past=cache),
+        causal.Prefix(toy.decoder, embeds[:, held:], valid, past=cache),
         torch.rand(3, ACTIONS, generator=torch.Generator().manual_seed(1), dtype=torch.float64),
         Sampling(),
         head=toy.head,

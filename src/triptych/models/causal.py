@@ -67,6 +67,10 @@ class _Recorder:
         return key, value
 
 
+LEAVING = 0.25
+"""From which share of rows on those that have ended leave the batch: it costs a copy of what is cached."""
+
+
 class BufferCache:
     """Keys and values of all layers, written in place; has the one method that attention layers call."""
 
@@ -254,7 +258,8 @@ def autoregress(
     """Draw up to A tokens a row after a prefix, whose ``past`` has room for them.
 
     With guidance, R = 2B: conditional rows, then unconditional ones; both are fed the drawn token.
-    ``uniforms [B, A]`` decides the draws. A row that drew ``end`` stops; its later entries are masked.
+    ``uniforms [B, A]`` decides the draws. A row that drew ``end`` stops; its later entries are masked, and
+    without guidance it leaves the batch with others.
     """
     if sampling.unmask != Unmasking():
         raise UserError(
@@ -273,27 +278,29 @@ def autoregress(
         hidden = hidden[before.rows]
         cache.take(before.rows)
     valid = torch.cat([valid, valid.new_ones(valid.shape[0], actions)], dim=1)
-    place = positions(valid)
-    padded = not bool(valid.all())
+    place, padded = positions(valid), not bool(valid.all())
     full_mask = causal_mask(valid, 1, prefix.dtype) if padded else None
-    alive = torch.ones(uniforms.shape[0], dtype=torch.bool, device=prefix.device)
-    drawn: list[Tensor] = []
-    logps: list[Tensor] = []
-    masks: list[Tensor] = []
+    here = torch.arange(len(uniforms), device=prefix.device)  # the rows that are still written
+    tokens = torch.zeros(uniforms.shape, dtype=torch.long, device=prefix.device)
+    logp, taken = torch.zeros_like(tokens, dtype=torch.float32), torch.zeros_like(tokens, dtype=torch.bool)
+    ended = torch.zeros_like(here, dtype=torch.bool)
     for a in range(actions):
-        draw = kernel.sample(head(hidden), uniforms[:, a], sampling.temperature, sampling.guidance)
-        drawn.append(draw.tokens)
-        logps.append(draw.logp)
-        masks.append(alive)
+        draw = kernel.sample(head(hidden), uniforms[here, a], sampling.temperature, sampling.guidance)
+        tokens[here, a], logp[here, a], taken[here, a] = draw.tokens * ~ended, draw.logp * ~ended, ~ended
         if end is not None:
-            alive = alive & (draw.tokens != end)
-            if not alive.any():
-                break
-        if a + 1 < actions:
-            again = draw.tokens.repeat(len(hidden) // len(draw.tokens))
-            column = start + a
-            mask = full_mask[..., : column + 1] if full_mask is not None else None
-            here = place[:, column : column + 1]
-            hidden = run_layers(decoder, embed(again)[:, None], mask, here, cache)[:, -1]
-    taken = torch.stack(masks, 1)
-    return Written(torch.stack(drawn, 1) * taken, torch.stack(logps, 1) * taken, taken)
+            ended |= draw.tokens == end
+        if a + 1 == actions or bool(ended.all()):
+            break
+        drawn = draw.tokens
+        if len(hidden) == len(drawn) and float(ended.float().mean()) > LEAVING:
+            keep = (~ended).nonzero().flatten()
+            here, ended, drawn, place = here[keep], ended[keep], drawn[keep], place[keep]
+            full_mask = None if full_mask is None else full_mask[keep]
+            decoder = before.decoder.of(here if before.rows is None else before.rows[here])
+            cache.take(keep)
+        again, column = drawn.repeat(len(hidden) // len(draw.tokens)), start + a
+        mask = full_mask[..., : column + 1] if full_mask is not None else None
+        at = place[:, column : column + 1]
+        hidden = run_layers(decoder, embed(again)[:, None], mask, at, cache)[:, -1]
+    written = slice(0, a + 1)
+    return Written(tokens[:, written], logp[:, written], taken[:, written])
