@@ -17,6 +17,7 @@ from triptych.evals.collusion import since_start
 from triptych.evals.evaluation import Evaluation
 from triptych.models import load
 from triptych.models.base import UnifiedModel
+from triptych.recipes import SUMMARIES
 from triptych.train import checkpoint as files
 from triptych.train import distributed
 from triptych.train.loop import JobConfig, Learner, Loop, read_evaluations
@@ -158,6 +159,11 @@ def _summarise(path: Path, recipe: Recipe, loop: Loop) -> None:
 
 def _checkpoint(path: Path, step: int) -> Path:
     return path / "checkpoints" / f"step_{step:08d}"
+
+
+def derived(recipe: Recipe, name: str, **settings: Any) -> Recipe:
+    """A shipped recipe that is another one with other settings."""
+    return replace(with_settings(recipe, **settings), name=name, summary=SUMMARIES[name])
 
 
 def with_settings(recipe: Recipe, **settings: Any) -> Recipe:

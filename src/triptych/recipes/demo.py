@@ -9,7 +9,7 @@ from triptych.learn.policy_loss import PolicyLossConfig
 from triptych.models import family
 from triptych.models.base import LoraSettings
 from triptych.recipes import SUMMARIES, shapes_world
-from triptych.recipes.base import Parts, Recipe
+from triptych.recipes.base import Parts, Recipe, derived
 from triptych.recipes.rewards import build_rewards
 from triptych.scenarios.base import RolloutSettings
 from triptych.scenarios.text_to_image import TextToImage
@@ -151,10 +151,5 @@ def janus() -> Recipe:
 
 def janus_lora() -> Recipe:
     """As :func:`janus`, with adapters on the language model instead of all weights: fits a smaller GPU."""
-    recipe = janus()
-    config = replace(
-        PUBLIC_JANUS,
-        lora=LoraSettings(rank=32, alpha=64),
-        optimizer=OptimizerConfig(lr=1e-5, warmup=20),
-    )
-    return replace(recipe, name="janus.lora", summary=SUMMARIES["janus.lora"], config=config)
+    rates = OptimizerConfig(lr=1e-5, warmup=20)
+    return derived(janus(), "janus.lora", lora=LoraSettings(rank=32, alpha=64), optimizer=rates)

@@ -4,7 +4,7 @@ import json
 import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from triptych.models.tiny import (
 )
 from triptych.models.unigen import UniGenModel
 from triptych.recipes import SUMMARIES, shapes_world
-from triptych.recipes.base import Parts, Recipe
+from triptych.recipes.base import Parts, Recipe, derived
 from triptych.scenarios.base import RolloutSettings
 from triptych.train.loop import read_evaluations
 from triptych.train.optimizer import OptimizerConfig
@@ -98,10 +98,9 @@ def janus() -> Recipe:
 
 def janus_refine() -> Recipe:
     """The second part, from the run of the first: reading is learned sooner, so now mostly drawing."""
-    first = janus()
-    assert isinstance(first.config, StarterConfig)
-    config = replace(
-        first.config,
+    return derived(
+        janus(),
+        "starters.janus.refine",
         model="runs/starters.janus",
         seed=1,
         steps=700,
@@ -109,16 +108,13 @@ def janus_refine() -> Recipe:
         optimizer=OptimizerConfig(kind="muon", lr=1e-3, muon_lr=0.02, warmup=20, decay=0.8),
         evaluate_every=0,
     )
-    name = "starters.janus.refine"
-    return replace(first, name=name, summary=SUMMARIES[name], config=config)
 
 
 def showo() -> Recipe:
     """The Show-o starter: masked tokens, with locality on the canvas."""
-    first = janus()
-    assert isinstance(first.config, StarterConfig)
-    config = replace(
-        first.config,
+    return derived(
+        janus(),
+        "starters.showo",
         sizes=TinyShowo(),
         steps=3000,
         batch=96,
@@ -129,7 +125,6 @@ def showo() -> Recipe:
         evaluate_every=600,
         checkpoint_every=200,
     )
-    return replace(first, name="starters.showo", summary=SUMMARIES["starters.showo"], config=config)
 
 
 def unirl_zero() -> Recipe:
@@ -137,10 +132,9 @@ def unirl_zero() -> Recipe:
 
     Drawings also teach its two queries what a text encoder would tell SANA: docs/unirl_zero.md says why.
     """
-    first = showo()
-    assert isinstance(first.config, StarterConfig)
-    config = replace(
-        first.config,
+    return derived(
+        showo(),
+        "starters.unirl_zero",
         sizes=TinyUniRLZero(),
         steps=1800,
         read_share=0.2,
@@ -157,7 +151,6 @@ def unirl_zero() -> Recipe:
             decay=0.5,
         ),
     )
-    return replace(first, name="starters.unirl_zero", summary=SUMMARIES["starters.unirl_zero"], config=config)
 
 
 def _model(config: StarterConfig) -> UnifiedModel:

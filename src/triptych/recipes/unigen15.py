@@ -19,7 +19,7 @@ from triptych.learn.policy_loss import PolicyLossConfig
 from triptych.models.base import UnifiedModel
 from triptych.models.tiny import TinyUniGen
 from triptych.recipes import SUMMARIES, shapes_world, starters
-from triptych.recipes.base import Parts, Recipe
+from triptych.recipes.base import Parts, Recipe, derived
 from triptych.recipes.demo import DEMOS
 from triptych.recipes.rewards import build_rewards
 from triptych.rewards.base import RewardSet
@@ -41,6 +41,11 @@ SLOW_ATTENTION = {"attention": 1e-4}
 """Qwen2.5 norms neither queries nor keys, and Muon steps as far for a small gradient as for a large one. At
 the rate of the rest their products came to a standard deviation of 30 in 3,400 steps (Show-o's, which are
 normed: 2); attention picked single columns, passed no gradient, and no relation of a prompt was learned."""
+
+
+PRETRAINED = OptimizerConfig(
+    kind="muon", lr=1e-3, muon_lr=0.02, group_lr=SLOW_ATTENTION, warmup=100, decay=0.3
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,21 +77,17 @@ class FilesConfig(SupervisedConfig):
 # -- on the tiny world -----------------------------------------------------------------------------
 def pretrain() -> Recipe:
     """Stage 1, from nothing: drawing, reading and text 3:2:1, as the paper has it; no editing yet."""
-    first = starters.showo()
-    assert isinstance(first.config, starters.StarterConfig)
-    config = replace(
-        first.config,
+    made = derived(
+        starters.showo(),
+        "unigen15.pretrain",
         sizes=TinyUniGen(),
         steps=2300,
         read_share=1 / 3,
         more=dict(problem=1 / 12, rewrite=1 / 12),
-        optimizer=OptimizerConfig(
-            kind="muon", lr=1e-3, muon_lr=0.02, group_lr=SLOW_ATTENTION, warmup=100, decay=0.3
-        ),
+        optimizer=PRETRAINED,
         evaluate_every=0,
     )
-    name = "unigen15.pretrain"
-    return replace(first, name=name, summary=SUMMARIES[name], config=config, finish=None)
+    return replace(made, finish=None)
 
 
 def sft() -> Recipe:
@@ -96,10 +97,9 @@ def sft() -> Recipe:
     first. Here both are in every batch, and shares are drawing 0.38, editing 0.38, reading 0.16 and text
     0.08: of what a tiny model has to learn in minutes, drawing what is asked takes longest.
     """
-    first = pretrain()
-    assert isinstance(first.config, starters.StarterConfig)
-    config = replace(
-        first.config,
+    made = derived(
+        pretrain(),
+        "unigen15.sft",
         model="runs/unigen15.pretrain",
         seed=1,
         steps=1500,
@@ -107,11 +107,10 @@ def sft() -> Recipe:
         read_first=0,
         edit_share=0.38,
         more=dict(problem=0.04, rewrite=0.04),
-        optimizer=replace(first.config.optimizer, warmup=20, decay=0.8),
+        optimizer=replace(PRETRAINED, warmup=20, decay=0.8),
         evaluate_every=500,
     )
-    name = "unigen15.sft"
-    return replace(first, name=name, summary=SUMMARIES[name], config=config, finish=starters.publish)
+    return replace(made, finish=starters.publish)
 
 
 def align() -> Recipe:
@@ -120,10 +119,9 @@ def align() -> Recipe:
     Nothing is drawn and nothing mixed in. As the paper's, but fewer steps, at a rate for a tiny model, which
     falls on a line (the paper: 500 steps, 1e-5, cosine).
     """
-    first = sft()
-    assert isinstance(first.config, starters.StarterConfig)
-    config = replace(
-        first.config,
+    made = derived(
+        sft(),
+        "unigen15.align",
         model="starters/unigen",
         seed=2,
         steps=300,
@@ -135,8 +133,7 @@ def align() -> Recipe:
         optimizer=OptimizerConfig(lr=1e-4, warmup=10, decay=1.0),
         evaluate_every=0,
     )
-    name = "unigen15.align"
-    return replace(first, name=name, summary=SUMMARIES[name], config=config, build=_build_align, finish=None)
+    return replace(made, build=_build_align, finish=None)
 
 
 def rl() -> Recipe:
