@@ -198,6 +198,21 @@ def test_names_in_any_case() -> None:
         find_claim("U5")
 
 
+EVIDENCE = Path(__file__).parents[2] / "docs" / "evidence"
+
+
+@pytest.mark.parametrize("published", sorted(EVIDENCE.glob("[ZCU]?.json")), ids=lambda path: path.stem)
+def test_published_pages_are_what_their_numbers_say(published: Path) -> None:
+    result = json.loads(published.read_text())
+    assert "\n".join(page._page(result)) == published.with_suffix(".md").read_text()
+    assert result["length"] == "whole" and len(result["seeds"]) == 3 and result["claim"] == published.stem
+    assert result["text"] == CLAIMS[published.stem].text, "what is claimed today"
+
+
+def test_the_published_index_lists_every_claim() -> None:
+    assert "\n".join(page._index(EVIDENCE)) == (EVIDENCE / "index.md").read_text()
+
+
 # -- the measures ----------------------------------------------------------------------------------
 MEASURES = [value for value in vars(measures).values() if isinstance(value, Measure)]
 

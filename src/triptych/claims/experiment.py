@@ -10,7 +10,7 @@ import resource
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,7 +101,7 @@ class Experiment:
                 name: {
                     "scores": {column: [mean(one) for one in each] for column, each in found[name].items()},
                     "recipe": arm.recipe,
-                    "changed": {**arm.settings, **arm.draw},
+                    "changed": {k: v for k, v in {**arm.settings, **arm.draw}.items() if not is_dataclass(v)},
                     "config": asdict(self._recipe(arm, self.seeds[0]).config),
                     "runs": [told(self.run(arm, seed)) for seed in self._seeds(arm) if arm.trained],
                 }

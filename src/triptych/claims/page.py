@@ -5,7 +5,6 @@ import math
 import platform
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -145,10 +144,17 @@ def _page(result: Result) -> Iterator[str]:
 
 
 def _row(name: str, arm: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
-    changed = [f"{key} {value}" for key, value in arm["changed"].items() if not is_dataclass(value)]
+    changed = [f"{key} {_shown(value)}" for key, value in arm["changed"].items()]
     beside = [f"{key} {before:.3f} to {after:.3f}" for key, (before, after) in run["heldout"].items()]
     numbers = [str(run["seed"]), str(run["steps"]), f"{run['minutes']:.1f}", f"{run['cpu_minutes']:.1f}"]
     return [name, arm["recipe"], ", ".join(changed), *numbers, ", ".join(beside)]
+
+
+def _shown(value: object) -> str:
+    """A setting as a command line would have it."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{name} {each}" for name, each in value.items())
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _means(column: str, values: Sequence[float]) -> str:
