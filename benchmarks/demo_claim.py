@@ -136,9 +136,10 @@ def page(result: Row) -> str:
             [f"{r['temperature']} | {r['guidance']} | {percent(r['right'])}" for r in result["sampling"]],
         ),
         *table(
-            "| rate of further supervised training | steps | seconds | right |",
+            "| rate of further supervised training | steps | seconds | right | drawn as DiffusionNFT draws |",
             [
                 f"{r['rate']:g} | {r['steps']} | {r['seconds']:.0f} | {percent(r['right'])}"
+                f" | {percent(r['as_nft']) if 'as_nft' in r else ''}"
                 for r in result["supervised"]
             ],
         ),
@@ -312,7 +313,12 @@ class Parts:
         experiment = self.experiment(arm, self.seeds)
         run = told(experiment.run(arm, self.seeds[0]))
         right = experiment.scores(arm)["generation"].mean(axis=(0, 2)).tolist()
-        return {"rate": rate, "steps": run["steps"], "seconds": 60 * run["minutes"], "right": right}
+        about = {"rate": rate, "steps": run["steps"], "seconds": 60 * run["minutes"], "right": right}
+        if NFT in self.methods:  # which draws otherwise
+            claim = replace(experiment.claim, arms=[self.arm(NFT), *experiment.claim.arms])
+            found = Experiment(claim, self.folder, self.seeds).scores(arm)
+            about["as_nft"] = found["generation"].mean(axis=(0, 2)).tolist()
+        return about
 
     def others(self, seeds: Sequence[int]) -> list[Row]:
         """The demo's own method and its rivals."""
