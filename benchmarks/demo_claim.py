@@ -221,12 +221,12 @@ def of_methods(result: Row) -> list[str]:
     rows = [
         f"{r['name']} | {r['seed']} | {percent(r['before'])} | {percent(r['right'])}"
         f" | {difference(r['right'], r['before'])} | {r['seconds'] / r['steps']:.2f}"
-        f" | {r['unseen']['background_drift'][1]:.3f}"
+        f" | {r['unseen']['background_drift'][1]:.4f}"
         for r in result["methods"]
     ]
     return [
-        "Other ways to learn from as many optimizer steps, else by the demo's settings (masked tokens:"
-        " `triptych.kernels.masked`; latents: `triptych.kernels.flow`). What a name says of order or noise"
+        "Other ways to learn from as many rollouts, else by the demo's settings (DiffusionNFT by its own; masked"
+        " tokens: `triptych.kernels.masked`; latents: `triptych.kernels.flow`). What a name says of order or noise"
         f" holds before, while and after training. The demo's own is {result['own']}.",
         "",
         *table("| method | seed | before | after | difference | seconds a step | background drift |", rows),

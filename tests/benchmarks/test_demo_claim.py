@@ -90,7 +90,7 @@ def test_the_parts_of_a_masked_model(script: Any, tmp_path: Path) -> None:
     assert set(of_rl[9:]) == {(0.6, 2.5), (0.6, 1.0)}, "the best of either for both seeds"
     page = (tmp_path / "evidence" / "demo-showo.md").read_text()
     assert "| RL, seed 0 | 60.0% | +40.0 (+40.0 to +40.0) | 30 |" in page
-    assert "| exact | 2 | 20.0% | 50.0% | +30.0 (" in page and "| 0.50 | 0.250 |" in page
+    assert "| exact | 2 | 20.0% | 50.0% | +30.0 (" in page and "| 0.50 | 0.2500 |" in page
     assert "guidance 2.5: best of 9 settings | 45.0%" in page and "best of 3 learning rates | 40.0%" in page
     assert "| RL, seed 1, at temperature 0.6, guidance 1.0 | 62.0% | +42.0 (+42.0 to +42.0) |" in page
     assert "Drawn at temperature 0.6, guidance 2.5, it has +17.0 (" in page
@@ -131,7 +131,7 @@ def test_the_parts_of_a_model_of_latents(script: Any, tmp_path: Path) -> None:
     assert configs[nft.name]["rollout"].draw.denoise.noise == "ode"
     page = (tmp_path / "evidence" / "demo-unirl_zero.md").read_text()
     own = "Flow-SDE, branches of one path"
-    assert f"| {own} | 0 |" in page and f"own is {own}." in page and page.count("| 0.250 |") == 9
+    assert f"| {own} | 0 |" in page and f"own is {own}." in page and page.count("| 0.2500 |") == 9
 
 
 def test_janus_has_one_way_to_score(script: Any, tmp_path: Path) -> None:
