@@ -226,8 +226,8 @@ def of_methods(result: Row) -> list[str]:
     ]
     return [
         "Other ways to learn from as many rollouts, else by the demo's settings (DiffusionNFT by its own;"
-        " masked tokens: `triptych.kernels.masked`; latents: `triptych.kernels.flow`). What a name says of order"
-        " or noise"
+        " masked tokens: `triptych.kernels.masked`; latents: `triptych.kernels.flow`). What a name says of"
+        " order or noise"
         f" holds before, while and after training. The demo's own is {result['own']}.",
         "",
         *table("| method | seed | before | after | difference | seconds a step | background drift |", rows),
