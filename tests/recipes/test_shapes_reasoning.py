@@ -1,5 +1,6 @@
 """The world's tasks and examples that take words: in form, held out, scored by the world's own rewards."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -151,7 +152,8 @@ def test_the_worlds_rewards_for_reflection() -> None:
     assert wrong.source is not None
     pictures = {"first": wrong.source, "second": target}
     sample = Sample(task=wrong, texts={"verdict": str(wrong.answer)}, pictures=pictures, completion=target)
-    assert find_reward("verdict")([sample]) == [1.0]
+    fine = replace(sample, pictures={"first": target}, texts={"verdict": "right"})
+    assert find_reward("verdict")([sample, fine]) == [1.0, 1.0], "of either kind alike"
     [gain] = find_reward("improvement")([sample])
     assert gain is not None and 0 < gain < 1
     assert find_reward("format")([sample]) == [0.0] and find_reward("length")([sample]) == [0.0]

@@ -200,7 +200,7 @@ def test_a_trl_function_without_catch_all_gets_what_it_names() -> None:
         return [float(c == a) for c, a in zip(completions, answer, strict=True)]
 
     rows = [sample(0, "4", answer="4", columns={"level": 1}), sample(1, "5", answer="4")]
-    assert trl_reward(exact, "right")(rows) == [1.0, 0.0]
+    assert trl_reward(exact)(rows) == [1.0, 0.0]
 
 
 FILE = """
