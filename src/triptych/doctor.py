@@ -75,6 +75,8 @@ def ratio_errors(model: UnifiedModel, sampling: Sampling, kind: str) -> Tensor:
     keys = [NoiseKey(0, 0, prompt, 0, kind) for prompt in PROMPTS]
     act = model.generate_image if kind == "drawing" else model.generate_text
     segment = act([Prompt.of(p) for p in PROMPTS], sampling, keys)
+    if not segment.actions:
+        return segment.logp.cpu()
     with torch.no_grad():
         again = model.score(segment, frozenset({"logp"})).logp
     assert again is not None
