@@ -12,7 +12,7 @@ from torch import Tensor
 
 from triptych.models import load, usual_device
 from triptych.models.base import UnifiedModel
-from triptych.recipes.base import Recipe, opened
+from triptych.recipes.base import Recipe, open_model
 from triptych.train.policy import PolicyConfig
 from triptych.train.run_directory import versions
 from triptych.trajectory import NoiseKey, Prompt, Sampling
@@ -35,7 +35,7 @@ def main(recipe: Recipe) -> None:
     if isinstance(recipe.config, PolicyConfig):  # whose tasks may still be lacking
         model = load(recipe.config.model, seed=recipe.config.seed)
     else:
-        model = opened(recipe.config, recipe.build(recipe.config))
+        model = open_model(recipe.config, recipe.build(recipe.config))
     model.to(usual_device())
     _memory(console, recipe, model)
     if isinstance(recipe.config, PolicyConfig):

@@ -18,7 +18,7 @@ from triptych.models.tiny import TinyUniRLZero
 from triptych.models.unirl_zero import UniRLZeroModel
 from triptych.recipes import SUMMARIES, find, shapes_world, unirl_zero
 from triptych.recipes import rewards as named
-from triptych.recipes.base import Parts, Recipe, opened, prepare_model, train, with_settings
+from triptych.recipes.base import Parts, Recipe, open_model, prepare_model, train, with_settings
 from triptych.rewards.base import RewardFunction
 from triptych.scenarios import reflection
 from triptych.scenarios.base import RolloutSettings
@@ -115,7 +115,7 @@ def small(name: str, model: Path, **settings: Any) -> Recipe:
 def stepped(made: Recipe, folder: Path) -> tuple[dict[str, Any], set[str], dict[str, Any]]:
     """One step's metrics, the groups whose weights moved, and the evaluation's summary."""
     parts = made.build(made.config)
-    model = prepare_model(opened(made.config, parts), made.config, torch.device("cpu"))
+    model = prepare_model(open_model(made.config, parts), made.config, torch.device("cpu"))
     learner, before = parts.learner(model), weights(model)
     loop(learner, folder)._step()
     [row] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -203,7 +203,7 @@ def test_public_parts_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     adapted = with_settings(find("public.unirl_zero.t2i.lora"), model="a + b")
     with pytest.raises(UserError, match="adapters need a base that is saved"):
-        opened(adapted.config, Parts(learner=None, evaluate=None))  # type: ignore[arg-type]
+        open_model(adapted.config, Parts(learner=None, evaluate=None))  # type: ignore[arg-type]
 
 
 def test_the_list_of_recipes_fits_a_terminal() -> None:

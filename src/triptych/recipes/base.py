@@ -68,7 +68,7 @@ def train(
     try:
         _check_folder(path, recipe, resume, overwrite)
         parts = recipe.build(config)
-        model = prepare_model(opened(config, parts), config, device)
+        model = prepare_model(open_model(config, parts), config, device)
         makers = sink_makers(config.sinks) if is_main else []
         directory = RunDirectory(path, writes=is_main)
         last = files.latest_checkpoint(directory.checkpoints) if resume else None
@@ -96,7 +96,7 @@ def train(
     return path
 
 
-def opened(config: JobConfig, parts: Parts) -> UnifiedModel:
+def open_model(config: JobConfig, parts: Parts) -> UnifiedModel:
     """The model that a run starts from. UserError for adapters on parts: their base must be one folder."""
     if config.lora and " + " in config.model:
         raise UserError(

@@ -270,10 +270,13 @@ class PolicyLearner(Learner):
             )
         advantages = {}
         for name in rollout.segments:
-            credited = self.scenario.credit.get(name, tuple(everyone.values))
-            found = self._advantages(everyone, credited, ids)
+            found = self._advantages(everyone, self._credited(name, everyone), ids)
             advantages[name] = replace(found, values=found.values[rows], scored=found.scored[rows])
         return Batch(rollout, judged, advantages, self._reward_metrics(everyone, whole, len(ids)))
+
+    def _credited(self, segment: str, judged: Judged) -> tuple[str, ...]:
+        """The rewards that judge a segment: those that the scenario names, or all."""
+        return self.scenario.credit.get(segment, tuple(judged.values))
 
     def _advantages(self, judged: Judged, names: Sequence[str], ids: Sequence[str]) -> Advantages:
         weights = {name: self.rewards.weights.get(name, 1.0) for name in names}
@@ -437,7 +440,7 @@ class PolicyLearner(Learner):
             if sample.acted(name):
                 drawn = name in sample.pictures
                 outcome = {"file": sample.pictures[name]} if drawn else {"text": sample.texts[name]}
-                credit = self.scenario.credit.get(name, tuple(batch.judged.values))
+                credit = self._credited(name, batch.judged)
                 yield {
                     "name": name,
                     **outcome,
