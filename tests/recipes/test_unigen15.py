@@ -185,9 +185,16 @@ def test_unified_rl_takes_a_step(runs: Path, tmp_path: Path, few_tasks: None) ->
     assert step["ratio_error"] <= 1e-5 and abs(step["kl"]) < 1e-6 and step["clip"] == 0
     assert "held_out/preservation" in step
     assert moved(runs / "starter", tmp_path / "rl") >= {"llm", "local"}
-    assert {"edit", "edit_overall", "understanding", "described"} <= set(found["heldout_after"]) and found[
-        "n_prompts"
-    ] == 4
+    assert {"edit", "edit_overall", "understanding", "described"} <= set(found["heldout_after"])
+    assert found["n_prompts"] == 4
+    for name in ("before_edits", "after_edits"):
+        folder = tmp_path / "rl" / "samples" / name
+        rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+        edits = shapes_world.edit_tasks(4)
+        assert [row["prompt"] for row in rows] == [edit.prompt for edit in edits]
+        for row, edit in zip(rows, edits, strict=True):
+            assert edit.source is not None and (folder / row["file"]).exists()
+            assert np.array_equal(np.asarray(Image.open(folder / row["source"])), edit.source.numpy())
 
 
 @pytest.mark.parametrize("kinds", [("t2i", "edit"), ("t2i",), ("edit",)])

@@ -257,6 +257,24 @@ def test_a_report_is_small_and_pictures_are_few(tmp_path: Path) -> None:
     assert page.read_text("utf-8").count("<img") == 2 * (12 + 8 + 8 + 4) + 4 * 8 + 2 + 1
 
 
+def test_edits_are_shown_between_their_source_and_what_became_of_them(page: str, tmp_path: Path) -> None:
+    assert "The same edits" not in page, "of a run that evaluated none"
+    run, rng = fake_run(tmp_path / "edits", prompts=10, steps=5), np.random.default_rng(1)
+    for name, correct in (("before_edits", [False, True]), ("after_edits", [True, True])):
+        rows = [drawing(run, name, i, right, rng) for i, right in enumerate(correct)]
+        for row in rows:
+            paint(run / "samples" / name / f"source{row['file']}", rng, "gray")
+            row |= {"source": f"source{row['file']}", "prompt": f"turn it blue, {row['task']}"}
+        write_rows(run / "samples" / name / "samples.jsonl", rows)
+    written = build_report(run).read_text("utf-8")
+    section = written[written.index("The same edits") :]
+    tile = text_of(section[section.index("<article") : section.index("</article>")])
+    assert tile.split() == [*"source before ✕ wrong after ✓ right turn it blue, single_object/0000".split(),
+        *"before found 1 of 2 red squares single object".split()]  # fmt: skip
+    assert "the counts are of all 2." in text_of(section)
+    assert section[: section.index("</section>")].count("<img") == 2 * 3
+
+
 def test_best_and_worst_groups(page: str) -> None:
     text = text_of(page)
     assert "From step 200:" in text

@@ -46,6 +46,7 @@ def evaluate_drawing(
             "correct": v.correct,
             "score": v.score,
             "reason": v.reason,
+            **({} if t.source is None else {"source": t.source}),
         }
         for t, v in zip(tasks, verdicts, strict=True)
     ]

@@ -9,11 +9,15 @@ from triptych.trajectory import Picture
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A ``summary`` for ``evals.jsonl`` (with "score"), and drawings to look at with one row each."""
+    """A ``summary`` for ``evals.jsonl`` (with "score"), and drawings to look at with one row each.
+
+    ``edits``: the ``samples`` of an evaluation of edits that was made beside it.
+    """
 
     summary: Mapping[str, Any]
     pictures: Sequence[Picture] = ()
     rows: Sequence[Mapping[str, Any]] = ()
+    edits: Sequence[Mapping[str, Any]] = ()
 
     @property
     def samples(self) -> list[dict[str, Any]]:

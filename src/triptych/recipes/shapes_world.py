@@ -389,6 +389,7 @@ def evaluation(settings: RolloutSettings, tasks: int) -> Callable[[UnifiedModel,
             "background_drift": float(np.mean(drift)),
         }
         quizzes: dict[str, Shares] = {}
+        edits: list[dict[str, Any]] = []
         if "read" in model.can:
             asked = min(MOST_QUESTIONS, tasks)
             heldout["understanding"] = sum(understood(model, settings, asked)) / asked
@@ -405,9 +406,11 @@ def evaluation(settings: RolloutSettings, tasks: int) -> Callable[[UnifiedModel,
             quizzes["quiz"] = {**found_quiz, "rendered": rendered}
             heldout |= {name: found_quiz[name]["score"] for name in UNSEEN if found_quiz[name]["n"]}
         if "edit" in model.can:
-            edited = edit_evaluation(settings, min(MOST_EDITS, tasks))(model, step).summary
-            heldout |= {"edit": edited["score"], "edit_overall": edited["edits"]["macro"]["overall"]}
-        return replace(found, summary={**found.summary, **quizzes, "heldout": heldout})
+            edited = edit_evaluation(settings, min(MOST_EDITS, tasks))(model, step)
+            grade_of = edited.summary["edits"]["macro"]
+            heldout |= {"edit": edited.summary["score"], "edit_overall": grade_of["overall"]}
+            edits = edited.samples
+        return replace(found, summary={**found.summary, **quizzes, "heldout": heldout}, edits=edits)
 
     return evaluate
 

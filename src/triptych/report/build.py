@@ -69,7 +69,9 @@ def _view(run: RunFiles) -> dict[str, Any]:
     others = [(row, share) for row in run.evals if row not in main and (share := share_of(row))]
     before, after = _ends_of(main)
     was, now = str(before.get("name")), str(after.get("name"))
-    pairs = pair_up(run.samples.get(was, []), run.samples.get(now, []))
+    pairs, edits = (
+        pair_up(run.samples.get(was + what, []), run.samples.get(now + what, [])) for what in ("", "_edits")
+    )
     change, paired = change_between(before, after, pairs)
     drawn, other_charts = curves(run.steps, main)
     latest = last_training_samples(run)
@@ -98,6 +100,8 @@ def _view(run: RunFiles) -> dict[str, Any]:
         "cards": list(_cards(run, pairs)),
         "n_pairs": len(pairs),
         "outcomes": outcomes(pairs, samples / was, samples / now),
+        "n_edits": len(edits),
+        "edits": outcomes(edits, samples / f"{was}_edits", samples / f"{now}_edits"),
         "charts": drawn,
         "other_charts": other_charts,
         "tags": list(_tags(before, after)),

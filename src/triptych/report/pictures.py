@@ -71,6 +71,7 @@ def sample(row: Row, folder: Path) -> dict[str, Any]:
         "advantage": number_or_none(row.get("advantage")),
         "parts": {k: number_or_none(v) for k, v in parts.items()} if isinstance(parts, dict) else {},
         "picture": embed(folder, row.get("file")),
+        "source": embed(folder, row.get("source")),
         "episode": [_moment(each, folder) for each in row.get("episode") or () if isinstance(each, dict)],
     }
 

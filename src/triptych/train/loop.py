@@ -221,6 +221,8 @@ class Loop:
         self.directory.append("evals.jsonl", row)
         if found.pictures:
             self.directory.save_samples(name, found.samples)
+        if found.edits:
+            self.directory.save_samples(f"{name}_edits", found.edits)
         score = float(found.summary.get("score", -math.inf))
         if score > self.at.best:
             self.at = replace(self.at, best=score, best_step=self.at.step)
