@@ -269,8 +269,8 @@ def test_edits_are_shown_between_their_source_and_what_became_of_them(page: str,
     written = build_report(run).read_text("utf-8")
     section = written[written.index("The same edits") :]
     tile = text_of(section[section.index("<article") : section.index("</article>")])
-    assert tile.split() == [*"source before ✕ wrong after ✓ right turn it blue, single_object/0000".split(),
-        *"before found 1 of 2 red squares single object".split()]  # fmt: skip
+    marks, why = "source before ✕ wrong after ✓ right", "before found 1 of 2 red squares"
+    assert " ".join(tile.split()) == f"{marks} turn it blue, single_object/0000 {why} single object"
     assert "the counts are of all 2." in text_of(section)
     assert section[: section.index("</section>")].count("<img") == 2 * 3
 
