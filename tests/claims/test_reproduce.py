@@ -15,6 +15,7 @@ import torch
 from triptych import cli, models
 from triptych.claims import measures, page
 from triptych.claims.catalogue import CLAIMS, find_claim
+from triptych.claims.controls import UnsteeredTurns
 from triptych.claims.experiment import Arm
 from triptych.claims.measures import Actor, Measure
 from triptych.errors import UserError
@@ -24,7 +25,7 @@ from triptych.recipes import SUMMARIES, find, shapes_world, unirl_zero
 from triptych.recipes.shapes_reasoning import picture_of
 from triptych.scenarios.base import RolloutSettings
 from triptych.shapes.scenes import BACKGROUNDS, sample_scene
-from triptych.trajectory import Denoising, Sample, Sampling
+from triptych.trajectory import Denoising, Prompt, Sample, Sampling, Task
 
 TINY = TinyUniRLZero(
     width=16, layers=1, heads=2, hidden=24, vision_width=16, vision_layers=1, queries=2, connector_layers=1,
@@ -281,6 +282,47 @@ def test_reflection_tells_right_drawings_from_wrong_ones() -> None:
         np.testing.assert_array_equal(found[name].ravel(), scores, name)
 
 
+def test_second_turns_without_the_own_verdict_are_told_apart() -> None:
+    found = measures.CONTROLS.evaluate(
+        staged(
+            ({"first": True, "another": False}, "right"),
+            ({"first": True, "plain": True}, "wrong: add a ring"),
+            ({"first": False, "another": True, "plain": False}, "wrong: add a ring"),
+            ({"first": False, "plain": True}, "wrong: add a ring"),
+        )
+    )
+    nan = math.nan
+    expected = {
+        "kept_by_another": [0, 1, nan, nan],
+        "repaired_by_another": [nan, nan, 1, 0],
+        "kept_by_plain": [1, 1, nan, nan],
+        "repaired_by_plain": [nan, nan, 0, 1],
+    }
+    for name, scores in expected.items():
+        np.testing.assert_array_equal(found[name].ravel(), scores, name)
+
+
+def test_controls_of_reflection_use_the_verdict_of_another_task() -> None:
+    given: dict[str, tuple[Sequence[Prompt], Sequence[bool] | None]] = {}
+    said = ["wrong: a", "right", "right", "wrong: d"]
+
+    class Recorder:
+        def draw(self, name: str, prompts: Sequence[Prompt], active: Any = None) -> list[torch.Tensor]:
+            given[name] = prompts, active
+            return [torch.full((2, 2, 3), i, dtype=torch.uint8) for i in range(len(prompts))]
+
+        def write(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
+            return said
+
+    actor: Any = Recorder()
+    UnsteeredTurns("q?").rollout(actor, [Task(id=p, prompt=p) for p in "aabb"])
+    shown, active = given["another"]
+    assert active == [False, True, True, False], "where the other verdict finds a fault"
+    assert [prompt.turns[-1].content[0] for prompt in shown] == [said[i] for i in (2, 3, 0, 1)]
+    again, active = given["plain"]
+    assert active == [True, False, False, True] and [p.text for p in again] == list("aabb")
+
+
 def test_the_quiz_has_both_halves_of_the_imbalance(monkeypatch: pytest.MonkeyPatch) -> None:
     said = [True, False, True, False]
 
@@ -313,3 +355,4 @@ def test_the_spread_is_of_hard_instructions_and_within_one() -> None:
 def _asked(claim: Any) -> Iterator[str]:
     for asked in claim.comparisons:
         yield from (asked.measure,) if isinstance(asked.measure, str) else asked.measure
+        yield asked.right_measure

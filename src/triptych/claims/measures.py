@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from triptych.claims.controls import UnsteeredTurns
 from triptych.claims.verdicts import Scores
 from triptych.evals.drawing import read_answers
 from triptych.evals.quiz import questions_of
@@ -137,6 +138,17 @@ def _reflection(by: Actor) -> Columns:
     }
 
 
+def _controls(by: Actor) -> Columns:
+    """What becomes of right and of wrong first drawings in second turns that own verdicts do not steer."""
+    samples = by.play(UnsteeredTurns(QUESTION), shapes_world.test_tasks(by.tasks))
+    columns = {}
+    for turn in ("another", "plain"):
+        rows = [(right(s, "first"), right(s, turn if s.acted(turn) else "first")) for s in samples]
+        columns[f"repaired_by_{turn}"] = by.column(None if first else last for first, last in rows)
+        columns[f"kept_by_{turn}"] = by.column(last if first else None for first, last in rows)
+    return columns
+
+
 def _answers(by: Actor, scenario: Scenario, tasks: Sequence[Task]) -> Columns:
     """Written greedily."""
     write = replace(by.settings.write, temperature=0.0)
@@ -181,6 +193,7 @@ UNDERSTANDING = Measure("understanding", _understanding, 1000, 1)
 EDITING = Measure("editing", _editing, 500, 2)
 VAGUE = Measure("vague", _vague, 312, 3)
 REFLECTION = Measure("reflection", _reflection, 360, 3)
+CONTROLS = Measure("controls", _controls, 360, 3)
 PROBLEMS = Measure("problems", _problems, 1000, 1)
 QUESTIONS = Measure("questions", _questions, 1000, 1)
 ASIDE = Measure("aside", _aside, 120, 1)
