@@ -50,11 +50,6 @@ TRAIN_WEIGHTS = {
 }
 
 
-def combinations(tag: str) -> list[Metadata]:
-    """Every prompt of a tag, in a fixed order; GenEval's schema."""
-    return [metadata for variant in _variants(tag) for metadata in _all(tag, variant)]
-
-
 def split(tag: str) -> tuple[list[Metadata], list[Metadata]]:
     """(train, test) prompts of a tag: they share no combination (see `combination_key`)."""
     pairs = [_split(tag, variant) for variant in _variants(tag)]
