@@ -82,6 +82,13 @@ def metadata_of(tag: str, include: list[dict[str, Any]]) -> dict[str, Any]:
     return {"tag": tag, "include": include, **clauses, "prompt": photo_of(include, phrases)}
 
 
+def told_once(placed: str, relation: str, other: str) -> str:
+    """A relation told from the left or upper of two things: "b above a" for "a below b" too."""
+    if relation in ("right of", "below"):
+        placed, relation, other = other, MIRRORED[relation], placed
+    return f"{placed} {relation} {other}"
+
+
 def answer_to(metadata: Metadata) -> str:
     """The answer to the tag's question that follows from the prompt, in the form of the embedded world's.
 
@@ -92,10 +99,7 @@ def answer_to(metadata: Metadata) -> str:
     told = [phrase(e["class"], e["count"]) for e in include]
     if metadata["tag"] == "position":
         relation, other = include[-1]["position"]
-        pair = [told[-1], told[other]]
-        if relation in ("right of", "below"):
-            relation, pair = MIRRORED[relation], pair[::-1]
-        return f"{pair[0]} {relation} {pair[1]}"
+        return told_once(told[-1], relation, told[other])
     colored = [phrase(e["class"], e["count"], e.get("color")) for e in include]
     answers = {
         "single_object": include[0]["class"],

@@ -10,16 +10,16 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import permutations, product
+from itertools import permutations, product, zip_longest
 from typing import Any
 
 import numpy as np
 
 from triptych.evals import prompts as wording
 from triptych.evals.answers import NUMBER_WORDS
-from triptych.evals.geneval import MIRRORED, RELATIONS, Metadata, plural
+from triptych.evals.geneval import RELATIONS, Metadata, plural
 from triptych.evals.lexicon import Lexicon
-from triptych.evals.prompts import metadata_of
+from triptych.evals.prompts import metadata_of, told_once
 from triptych.shapes.scenes import COLORS, KINDS, MAX_SHAPES
 
 TAGS = wording.TAGS
@@ -65,10 +65,7 @@ def combination_key(metadata: Metadata) -> str:
     for index, entry in enumerate(metadata["include"]):
         if "position" in entry:
             relation, target = entry["position"]
-            first, second = entries[index], entries[target]
-            if relation in ("right of", "below"):
-                first, second, relation = second, first, MIRRORED[relation]
-            return f"{first} {relation} {second}"
+            return told_once(entries[index], relation, entries[target])
     return " and ".join(sorted(entries))
 
 
@@ -217,8 +214,7 @@ def _digest(text: str) -> str:
 
 def _interleaved(groups: list[tuple[Metadata, ...]]) -> list[Metadata]:
     """One of each group in turn until all are used up."""
-    longest = max(len(group) for group in groups)
-    return [group[i] for i in range(longest) for group in groups if i < len(group)]
+    return [metadata for turn in zip_longest(*groups) for metadata in turn if metadata is not None]
 
 
 def _even_shares(n: int, available: list[int]) -> list[int]:
