@@ -372,7 +372,7 @@ def evaluation(settings: RolloutSettings, tasks: int) -> Callable[[UnifiedModel,
     "edit" (held-out edits, at most MOST_EDITS, right by the official rule) and "edit_overall" (the
     categories' mean grades, 1 to 5), "diversity" (of drawings of one prompt), "background_drift" (mean
     distance of drawings' backgrounds from the world's). Of at most MOST_QUIZZED drawings, evenly chosen,
-    "right_but_misread" and "read_but_misdrawn" (:func:`triptych.evals.imbalance.imbalance`) and
+    "right_but_misread" and "read_but_misdrawn" (:func:`triptych.evals.collusion.imbalance`) and
     "shuffled_answers" (:func:`triptych.evals.collusion.self_quiz`), each absent where there is nothing to
     take a share of; the summary's "quiz" has their intervals.
     """
