@@ -14,7 +14,7 @@ from triptych.evals.evaluation import Evaluation
 from triptych.evals.geneval import Verdict, summarise
 from triptych.models.base import UnifiedModel
 from triptych.rewards.base import RewardFunction, RewardSet
-from triptych.rewards.reflection import Judge
+from triptych.rewards.geneval import Judge
 from triptych.scenarios.base import RolloutSettings, Scenario, play
 from triptych.trajectory import NoiseKey, Picture, Prompt, Sample, Sampling, Task
 

@@ -9,6 +9,7 @@ import inspect
 import math
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,17 @@ RewardFunction = Callable[[Sequence[Sample]], Sequence[float | None]]
 
 It runs in a thread of its own and may be called again with only the samples that it left unscored.
 """
+
+
+class SampleReward(ABC):
+    """A reward that looks at each sample by itself."""
+
+    @abstractmethod
+    def score(self, sample: Sample) -> float | None:
+        """What one sample is worth; None where it cannot be scored."""
+
+    def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
+        return [self.score(sample) for sample in samples]
 
 
 @dataclass(frozen=True, kw_only=True)
