@@ -158,19 +158,14 @@ def _variants(tag: str) -> tuple[str, ...]:
 
 @cache
 def _all(tag: str, variant: str) -> tuple[Metadata, ...]:
-    if tag in ("single_object", "colors"):
-        colors = COLORS if variant == "colored" else (None,)
-        return tuple(metadata_of(tag, [_entry(k, 1, c)]) for k, c in product(KINDS, colors))
-    if tag == "counting":
-        colors = COLORS if variant == "colored" else (None,)
-        counts = range(2, MAX_SHAPES + 1)
-        return tuple(metadata_of(tag, [_entry(k, n, c)]) for k, n, c in product(KINDS, counts, colors))
     if tag == "position":
         return tuple(_positions(variant))
-    return tuple(
-        metadata_of(tag, [_entry(a, 1, c), _entry(b, 1, d)])
-        for (a, b), (c, d) in product(permutations(KINDS, 2), _color_pairs(variant))
-    )
+    if tag in ("two_object", "color_attr"):
+        pairs = product(permutations(KINDS, 2), _color_pairs(variant))
+        return tuple(metadata_of(tag, [_entry(a, 1, c), _entry(b, 1, d)]) for (a, b), (c, d) in pairs)
+    counts = range(2, MAX_SHAPES + 1) if tag == "counting" else (1,)
+    colors = COLORS if variant == "colored" else (None,)
+    return tuple(metadata_of(tag, [_entry(k, n, c)]) for k, n, c in product(KINDS, counts, colors))
 
 
 def _positions(variant: str) -> Iterator[Metadata]:
