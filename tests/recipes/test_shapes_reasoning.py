@@ -154,6 +154,8 @@ def test_the_worlds_rewards_for_reflection() -> None:
     sample = Sample(task=task, texts={"verdict": wrong.text}, pictures=pictures, completion=target)
     fine = replace(sample, pictures={"first": target}, texts={"verdict": "right"})
     assert find_reward("verdict")([sample, fine]) == [1.0, 1.0], "of either kind alike"
+    gray = replace(fine, task=replace(task, metadata={**wrong.metadata, "background": "gray"}))
+    assert find_reward("first")([fine, gray]) == find_reward("geneval")([fine, gray]) == [1.0, 0.5]
     [gain] = find_reward("improvement")([sample])
     assert gain is not None and 0 < gain < 1
     assert find_reward("format")([sample]) == [0.0] and find_reward("length")([sample]) == [0.0]

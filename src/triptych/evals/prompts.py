@@ -60,10 +60,11 @@ TAGS = tuple(QUESTIONS)
 
 def phrase(kind: str, count: int = 1, color: str | None = None) -> str:
     """A noun phrase: "a square", "an orange ring", "three red crosses"."""
+    noun = plural(kind) if count > 1 else kind
+    told = f"{color} {noun}" if color else noun
     if count > 1:
-        return " ".join([NUMBER_WORDS[count], *([color] if color else []), plural(kind)])
-    words = [*([color] if color else []), kind]
-    return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
+        return f"{NUMBER_WORDS[count]} {told}"
+    return f"an {told}" if told[0] in "aeiou" else f"a {told}"
 
 
 def photo_of(include: Sequence[Metadata], phrases: Sequence[str]) -> str:
