@@ -18,7 +18,7 @@ from triptych.recipes.shapes_reasoning import EXAMPLES, picture_of, right_answer
 from triptych.shapes.critiques import train_critique
 from triptych.shapes.edits import UNDOABLE, train_edit
 from triptych.shapes.prompts import TAGS, split
-from triptych.shapes.scenes import Shape
+from triptych.shapes.scenes import Shape, sample_scene
 from triptych.trajectory import Sample, Task
 
 
@@ -146,10 +146,11 @@ def test_a_word_level_tokenizer_knows_every_word_and_gives_the_form_back() -> No
 
 
 def test_the_worlds_rewards_for_reflection() -> None:
-    found = (train_critique(np.random.default_rng(i)) for i in range(100))
+    rng = np.random.default_rng(0)
+    found = [train_critique(rng) for _ in range(40)]
     wrong = next(c for c in found if c.fault == "count" and c.instruction)
-    target = picture_of(wrong.target)
-    task = Task(id="critique", prompt="p", metadata=wrong.metadata)
+    target = picture_of(sample_scene(wrong.metadata, rng))
+    task = Task(id="wrong", prompt=str(wrong.metadata["prompt"]), metadata=wrong.metadata)
     pictures = {"first": picture_of(wrong.drawn), "second": target}
     sample = Sample(task=task, texts={"verdict": wrong.text}, pictures=pictures, completion=target)
     fine = replace(sample, pictures={"first": target}, texts={"verdict": "right"})

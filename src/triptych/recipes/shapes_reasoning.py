@@ -1,7 +1,7 @@
 """What the embedded world asks that takes words: problems, questions, vague prompts, critiques.
 
-Each but the critiques as tasks, held out or of the training split, and all as supervised examples, which
-:mod:`shapes_world` mixes into batches. A thought and its answer are written as
+Each as supervised examples, which :mod:`shapes_world` mixes into batches, and all but critiques as tasks too,
+held out or of the training split. Thought and answer are written as
 :func:`triptych.evals.answers.transcript` has them.
 """
 
