@@ -28,6 +28,7 @@ from triptych.models import load
 from triptych.models.masked_model import MaskedModel
 from triptych.recipes import shapes_world
 from triptych.recipes.demo import demo
+from triptych.rewards import GenEvalReward
 from triptych.scenarios.base import play
 from triptych.scenarios.text_to_image import TextToImage
 from triptych.train.policy import Batch, PolicyConfig, PolicyLearner
@@ -92,7 +93,8 @@ def moved(made: PolicyLearner, direction: Sequence[Tensor], share: float) -> tup
         drawn = play(TextToImage(), made.model, tasks, made.config.rollout, group=1, seed=77, step=1).samples
         for weight, was in zip(weights, before, strict=True):
             weight.copy_(was)
-    official = statistics.mean(x or 0.0 for x in shapes_world.by_rule(drawn, dense=False))
+    by_rule = GenEvalReward(shapes_world.verdict, dense=False)
+    official = statistics.mean(x or 0.0 for x in by_rule(drawn))
     return official, statistics.mean(x or 0.0 for x in shapes_world.exact(drawn))
 
 

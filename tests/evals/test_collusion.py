@@ -9,9 +9,8 @@ import torch
 
 from tiny_runs import silent, toy_recipe
 from triptych.errors import UserError
-from triptych.evals.collusion import colluding, self_quiz
+from triptych.evals.collusion import colluding, imbalance, self_quiz
 from triptych.evals.evaluation import Evaluation
-from triptych.evals.imbalance import imbalance
 from triptych.evals.intervals import share, wilson
 from triptych.evals.prompts import QUESTIONS, metadata_of
 from triptych.recipes.base import Recipe, train

@@ -61,10 +61,16 @@ def test_confusion_of_kind_and_color_is_diagonal() -> None:
     np.testing.assert_array_equal(colors, 90 * np.eye(len(COLORS), dtype=np.int64))
 
 
+def twice(scene: Scene) -> Scene:
+    """The same on a canvas of twice the side."""
+    shapes = [replace(s, x=2 * s.x, y=2 * s.y, size=2 * s.size) for s in scene.shapes]
+    return replace(scene, shapes=tuple(shapes), size=2 * scene.size)
+
+
 def test_works_at_64_pixels() -> None:
     rng = np.random.default_rng(0)
     prompts = [train_prompt(rng) for _ in range(60)]
-    assert all(judge(detect(render(sample_scene(m, rng, 64))), m).correct for m in prompts)
+    assert all(right(twice(sample_scene(m, rng)), m) for m in prompts)
 
 
 def jpeg(image: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -75,7 +75,7 @@ def _generation(by: Actor) -> Columns:
 
 
 def _quiz(by: Actor) -> Columns:
-    """Drawings, and both halves of the imbalance (:mod:`triptych.evals.imbalance`): low is good."""
+    """Drawings, and both halves of :func:`triptych.evals.collusion.imbalance`: low is good."""
     samples = by.play(TextToImage(), shapes_world.quizzed(shapes_world.test_tasks(by.tasks)))
     shown = [(s.pictures["image"], questions_of(s.task)[0]) for s in samples]
     answers = read_answers(by.model, shown, by.settings)

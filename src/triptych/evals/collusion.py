@@ -9,7 +9,6 @@ from typing import Any
 
 from triptych.errors import UserError
 from triptych.evals.drawing import read_answers
-from triptych.evals.imbalance import imbalance
 from triptych.evals.intervals import Interval, combined, share
 from triptych.evals.quiz import questions_of
 from triptych.models.base import UnifiedModel
@@ -35,7 +34,7 @@ def self_quiz(
     "self_reward": answers that are right. "judge": drawings that are, by whoever found ``drawn_right``.
     "shuffled_answers": answers that are right by their own prompt where the picture is another prompt's, with
     another answer to the same question: near chance for a model that looks, high for one that does not. And
-    both halves of :func:`triptych.evals.imbalance.imbalance`. Tasks need ``answer`` and a question.
+    both halves of the :func:`imbalance`. Tasks need ``answer`` and a question.
     """
     own = range(len(tasks))
     others = [_other(tasks, i) for i in own]
@@ -51,6 +50,26 @@ def self_quiz(
         "judge": share(sum(drawn_right), len(drawn_right)),
         "shuffled_answers": share(sum(shuffled), len(shuffled)),
         **imbalance(list(zip(drawn_right, right, strict=True))),
+    }
+
+
+def imbalance(outcomes: Sequence[tuple[bool, bool]]) -> Shares:
+    """Both halves of the imbalance of generation and understanding (UniRL, arXiv 2505.23380); low is good.
+
+    ``outcomes`` has (generation right, understanding right) of each task: a judge that the model never sees
+    finds its drawing right, and its answer about that drawing, right or wrong as that is, says all that the
+    PROMPT implies.
+
+    "right_but_misread": P(understanding wrong | generation right). The picture shows what the prompt implies,
+    so the answer is wrong about the picture. "read_but_misdrawn": P(generation wrong | understanding right).
+    The answer says what the picture should have shown: the model draws worse than it knows, or it answers
+    without looking, which "shuffled_answers" tells apart. Where n is 0 the score means nothing.
+    """
+    drawn = [read for drawing, read in outcomes if drawing]
+    read = [drawing for drawing, read in outcomes if read]
+    return {
+        "right_but_misread": share(len(drawn) - sum(drawn), len(drawn)),
+        "read_but_misdrawn": share(len(read) - sum(read), len(read)),
     }
 
 
@@ -84,8 +103,7 @@ def _change(
     before: Mapping[str, Any], after: Mapping[str, Any], name: str
 ) -> tuple[tuple[float, Interval], tuple[float, Interval]]:
     """Terms of a difference, for :func:`combined`."""
-    was, now = (Interval(row[name]["score"], row[name]["low"], row[name]["high"]) for row in (before, after))
-    return (1.0, now), (-1.0, was)
+    return (1.0, Interval.of(after[name])), (-1.0, Interval.of(before[name]))
 
 
 def _told(before: Mapping[str, Any], after: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -4,21 +4,38 @@ Knows tasks, a scenario and a judge of pictures; which detector stands behind th
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from triptych.evals.evaluation import Evaluation
 from triptych.evals.geneval import Verdict, summarise
 from triptych.models.base import UnifiedModel
 from triptych.rewards.base import RewardFunction, RewardSet
-from triptych.rewards.reflection import Judge
+from triptych.rewards.geneval import Judge
 from triptych.scenarios.base import RolloutSettings, Scenario, play
 from triptych.trajectory import NoiseKey, Picture, Prompt, Sample, Sampling, Task
 
 EVALUATION_STEP = -1
 """The step in every evaluation's noise keys: the same drawings' noise before, during and after training."""
+
+
+def play_held_out(
+    model: UnifiedModel, scenario: Scenario, tasks: Sequence[Task], settings: RolloutSettings, group: int = 1
+) -> Sequence[Sample]:
+    """An evaluation's episodes, always with the same noise: ``group`` of every task, in the tasks' order."""
+    return play(scenario, model, tasks, settings, group=group, seed=0, step=EVALUATION_STEP).samples
+
+
+def _pictures(samples: Sequence[Sample]) -> list[Picture]:
+    return [s.completion for s in samples if isinstance(s.completion, Tensor)]
+
+
+def _about(task: Task) -> dict[str, Any]:
+    about = {"task": task.id, "prompt": task.prompt, "tag": task.metadata.get("tag", "")}
+    return about if task.source is None else {**about, "source": task.source}
 
 
 def evaluate_drawing(
@@ -27,30 +44,17 @@ def evaluate_drawing(
     tasks: Sequence[Task],
     judge: Judge,
     settings: RolloutSettings,
-    *,
-    seed: int = 0,
     beside: Mapping[str, RewardFunction] | None = None,
 ) -> Evaluation:
-    """One drawing a task, always with the same noise; summary: score (official), dense, macro, tags, n.
+    """One drawing a task, judged; summary: score (official), dense, macro, tags, n.
 
     ``beside`` are rewards whose means on the same episodes the summary has too, under "heldout".
     """
-    rollout = play(scenario, model, tasks, settings, seed=seed, step=EVALUATION_STEP)
-    pictures = [s.completion for s in rollout.samples if isinstance(s.completion, torch.Tensor)]
+    samples = play_held_out(model, scenario, tasks, settings)
+    pictures = _pictures(samples)
     verdicts = [judge(p, t.metadata) for p, t in zip(pictures, tasks, strict=True)]
-    rows = [
-        {
-            "task": t.id,
-            "prompt": t.prompt,
-            "tag": t.metadata["tag"],
-            "correct": v.correct,
-            "score": v.score,
-            "reason": v.reason,
-            **({} if t.source is None else {"source": t.source}),
-        }
-        for t, v in zip(tasks, verdicts, strict=True)
-    ]
-    summary = table_of(verdicts, tasks, rollout.samples, beside or {})
+    rows = [{**_about(t), **asdict(v)} for t, v in zip(tasks, verdicts, strict=True)]
+    summary = table_of(verdicts, tasks, samples, beside or {})
     return Evaluation(summary=summary, pictures=pictures, rows=rows)
 
 
@@ -83,49 +87,28 @@ def evaluate_rewards(
     tasks: Sequence[Task],
     rewards: RewardSet,
     settings: RolloutSettings,
-    *,
-    seed: int = 0,
 ) -> Evaluation:
-    """One episode a task, always with the same noise; summary: score (mean total reward), n, heldout."""
-    rollout = play(scenario, model, tasks, settings, seed=seed, step=EVALUATION_STEP)
-    scores = replace(rewards).score(rollout.samples)  # an evaluation is no step that a reward has failed in
+    """One episode a task; summary: score (mean total reward), n, heldout; a row for each that drew."""
+    samples = play_held_out(model, scenario, tasks, settings)
+    scores = replace(rewards).score(samples)  # an evaluation is no step that a reward has failed in
     scored = scores.total[scores.total.isfinite()]
+    mean = {"score": float(scored.mean())} if len(scored) else {}
     heldout = {k: float(v.nanmean()) for k, v in scores.held_out.items() if v.isfinite().any()}
     rows = [
-        {
-            "task": t.id,
-            "prompt": t.prompt,
-            "tag": t.metadata.get("tag", ""),
-            "score": float(total) if total.isfinite() else None,
-        }
-        for t, total in zip(tasks, scores.total, strict=True)
+        {**_about(t), "score": float(total) if total.isfinite() else None}
+        for t, s, total in zip(tasks, samples, scores.total, strict=True)
+        if isinstance(s.completion, Tensor)
     ]
-    drawn = [s.completion for s in rollout.samples if isinstance(s.completion, torch.Tensor)]
-    shown = [b for b, s in enumerate(rollout.samples) if isinstance(s.completion, torch.Tensor)]
-    return Evaluation(
-        summary={
-            **({"score": float(scored.mean())} if len(scored) else {}),
-            "n": len(scored),
-            "heldout": heldout,
-        },
-        pictures=drawn,
-        rows=[rows[b] for b in shown],
-    )
+    summary = {**mean, "n": len(scored), "heldout": heldout}
+    return Evaluation(summary=summary, pictures=_pictures(samples), rows=rows)
 
 
 def diversity(
-    model: UnifiedModel,
-    scenario: Scenario,
-    tasks: Sequence[Task],
-    settings: RolloutSettings,
-    *,
-    samples: int = 4,
-    seed: int = 0,
+    model: UnifiedModel, scenario: Scenario, tasks: Sequence[Task], settings: RolloutSettings
 ) -> float:
-    """Mean absolute pixel difference (0-1) between drawings of one prompt: 0 if all are the same."""
-    rollout = play(scenario, model, tasks, settings, group=samples, seed=seed, step=EVALUATION_STEP)
-    pictures = torch.stack([s.completion for s in rollout.samples if isinstance(s.completion, torch.Tensor)])
-    sets = pictures.float().div(255).view(len(tasks), samples, -1)
+    """Mean absolute pixel difference (0-1) between four drawings of one prompt: 0 if all are the same."""
+    pictures = torch.stack(_pictures(play_held_out(model, scenario, tasks, settings, group=4)))
+    sets = pictures.float().div(255).view(len(tasks), 4, -1)
     return float(torch.stack([torch.pdist(group, p=1).mean() for group in sets]).mean() / sets.shape[-1])
 
 

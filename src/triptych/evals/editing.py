@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from triptych.evals.geneval import Metadata, Verdict
-from triptych.evals.intervals import Interval, combined, wilson
+from triptych.evals.intervals import Interval, mean_row, wilson
 from triptych.trajectory import Picture, Task
 
 CRITERIA = ("instruction", "preservation", "quality")
@@ -107,16 +107,11 @@ def summarise_edits(grades: Sequence[Grades], categories: Sequence[str]) -> dict
     for category, found in zip(categories, grades, strict=True):
         groups[category].append(found)
     rows = {category: _row(found) for category, found in groups.items()}
-    shares = [Interval(row["overall"], row["low"], row["high"]) for row in rows.values()]
-    macro = combined(*((1 / len(rows), share) for share in shares))
-    means = {name: sum(row[name] for row in rows.values()) / len(rows) for name in CRITERIA}
-    of_all = dict(zip(("overall", "low", "high"), macro, strict=True))
-    return {**rows, "micro": _row(grades), "macro": {"n": len(grades), **means, **of_all}}
+    return {**rows, "micro": _row(grades), "macro": mean_row(list(rows.values()), "overall")}
 
 
 def _row(grades: Sequence[Grades]) -> dict[str, float]:
     n = len(grades)
     means = {name: sum(getattr(g, name) for g in grades) / n for name in CRITERIA}
-    interval = wilson(sum((g.overall - 1) / 4 for g in grades), n)
-    ends = {name: 1 + 4 * x for name, x in zip(("overall", "low", "high"), interval, strict=True)}
-    return {"n": n, **means, **ends}
+    shares = wilson(sum((g.overall - 1) / 4 for g in grades), n)
+    return {"n": n, **means, **Interval(*(1 + 4 * x for x in shares)).row("overall")}

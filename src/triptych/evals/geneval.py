@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from triptych.evals.intervals import Interval, combined, share
+from triptych.evals.intervals import mean_row, share
 
 Box = tuple[float, float, float, float]
 # One line of GenEval's jsonl: tag, include[class, count, color?, position?], exclude[class, count]?, prompt.
@@ -26,7 +26,6 @@ BOX_TOLERANCE = 0.1  # offsets below this share of the two boxes' summed sides d
 RELATION_COSINE = 0.5  # share of the centre distance that an offset must exceed
 FORBIDDEN_PENALTY = 0.25  # dense score, per object at or above an exclude limit
 SURPLUS_PENALTY = 0.1  # dense score, per object beyond the named count where no exclude clause speaks
-_SHARE = ("score", "low", "high")
 _PLURALS = {"person": "people", "man": "men", "woman": "women", "child": "children", "mouse": "mice"}
 _PLURALS |= {"knife": "knives", "leaf": "leaves", "shelf": "shelves", "tomato": "tomatoes"}
 _PLURALS |= {same: same for same in ("sheep", "skis", "scissors", "broccoli", "fish", "deer")}
@@ -198,12 +197,9 @@ def summarise(verdicts: Sequence[Verdict], metadatas: Sequence[Metadata]) -> dic
     for verdict, metadata in zip(verdicts, metadatas, strict=True):
         by_tag.setdefault(metadata["tag"], []).append(verdict)
     tags = {tag: _row(group) for tag, group in by_tag.items()}
-    mean = combined(*((1 / len(tags), Interval(*(row[k] for k in _SHARE))) for row in tags.values()))
-    dense = sum(row["dense"] for row in tags.values()) / max(len(tags), 1)
-    macro = {"n": len(verdicts), **dict(zip(_SHARE, mean, strict=True)), "dense": dense}
-    return {**tags, "overall": _row(verdicts), "macro": macro}
+    return {**tags, "overall": _row(verdicts), "macro": mean_row(list(tags.values()))}
 
 
 def _row(verdicts: Sequence[Verdict]) -> dict[str, float]:
-    dense = sum(v.score for v in verdicts) / max(len(verdicts), 1)
+    dense = sum(v.score for v in verdicts) / len(verdicts)
     return {**share(sum(v.correct for v in verdicts), len(verdicts)), "dense": dense}

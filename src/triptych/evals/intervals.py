@@ -5,8 +5,8 @@ Pure arithmetic on counts, for evaluations and reports alike; it must not know w
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Self
 
 Z95 = 1.959963984540054
 
@@ -17,6 +17,15 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, row: Mapping[str, float], name: str = "score") -> Self:
+        """From a row of a report, in which the value has a name."""
+        return cls(row[name], row["low"], row["high"])
+
+    def row(self, name: str = "score") -> dict[str, float]:
+        """As a row of a report, the value under a name."""
+        return {name: self.value, "low": self.low, "high": self.high}
 
 
 def wilson(successes: float, n: float) -> Interval:
@@ -31,7 +40,7 @@ def wilson(successes: float, n: float) -> Interval:
 
 def share(successes: float, n: float) -> dict[str, float]:
     """A share as a row for reports: n, score, and Wilson's low and high."""
-    return {"n": n, **dict(zip(("score", "low", "high"), wilson(successes, n), strict=True))}
+    return {"n": n, **wilson(successes, n).row()}
 
 
 def combined(*terms: tuple[float, Interval]) -> Interval:
@@ -44,6 +53,13 @@ def combined(*terms: tuple[float, Interval]) -> Interval:
     below = math.hypot(*(weight * (middle - low) for weight, middle, low, _ in ends))
     above = math.hypot(*(weight * (high - middle) for weight, middle, _, high in ends))
     return Interval(value, value - below, value + above)
+
+
+def mean_row(rows: Sequence[Mapping[str, float]], name: str = "score") -> dict[str, float]:
+    """The mean of groups' rows, with n of all of them, and of ``name`` the interval by :func:`combined`."""
+    means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+    interval = combined(*((1 / len(rows), Interval.of(row, name)) for row in rows))
+    return {**means, "n": sum(row["n"] for row in rows), **interval.row(name)}
 
 
 def paired_change(outcomes: Sequence[tuple[object, bool, bool]]) -> Interval:

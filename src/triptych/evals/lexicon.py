@@ -154,12 +154,12 @@ class _Reader:
         said.colors[name] |= self.colors
         if self.side:
             said.places.add((name, self.side))
-        if self.relation and self.relation[0]:
+        if self.relation:
             subject, relation = self.relation
-            said.places.update({(subject, relation), (name, MIRRORED[relation])})
-            self.relation = None
-        elif self.relation and self.sentence:  # "left of the cat is a dog": the cat was named in between
-            said.places.update({(name, self.relation[1]), (self.sentence, MIRRORED[self.relation[1]])})
-            self.relation = None
+            # "left of the cat is a dog" has no subject yet: the cat was named in between
+            placed, other = (subject, name) if subject else (name, self.sentence)
+            if other:
+                said.places.update({(placed, relation), (other, MIRRORED[relation])})
+                self.relation = None
         self.counts, self.colors, self.side = set(), set(), ""
         self.clause = self.sentence = name

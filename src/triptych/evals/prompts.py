@@ -60,10 +60,11 @@ TAGS = tuple(QUESTIONS)
 
 def phrase(kind: str, count: int = 1, color: str | None = None) -> str:
     """A noun phrase: "a square", "an orange ring", "three red crosses"."""
+    noun = plural(kind) if count > 1 else kind
+    told = f"{color} {noun}" if color else noun
     if count > 1:
-        return " ".join([NUMBER_WORDS[count], *([color] if color else []), plural(kind)])
-    words = [*([color] if color else []), kind]
-    return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
+        return f"{NUMBER_WORDS[count]} {told}"
+    return f"an {told}" if told[0] in "aeiou" else f"a {told}"
 
 
 def photo_of(include: Sequence[Metadata], phrases: Sequence[str]) -> str:
@@ -82,6 +83,13 @@ def metadata_of(tag: str, include: list[dict[str, Any]]) -> dict[str, Any]:
     return {"tag": tag, "include": include, **clauses, "prompt": photo_of(include, phrases)}
 
 
+def told_once(placed: str, relation: str, other: str) -> str:
+    """A relation told from the left or upper of two things: "b above a" for "a below b" too."""
+    if relation in ("right of", "below"):
+        placed, relation, other = other, MIRRORED[relation], placed
+    return f"{placed} {relation} {other}"
+
+
 def answer_to(metadata: Metadata) -> str:
     """The answer to the tag's question that follows from the prompt, in the form of the embedded world's.
 
@@ -92,10 +100,7 @@ def answer_to(metadata: Metadata) -> str:
     told = [phrase(e["class"], e["count"]) for e in include]
     if metadata["tag"] == "position":
         relation, other = include[-1]["position"]
-        pair = [told[-1], told[other]]
-        if relation in ("right of", "below"):
-            relation, pair = MIRRORED[relation], pair[::-1]
-        return f"{pair[0]} {relation} {pair[1]}"
+        return told_once(told[-1], relation, told[other])
     colored = [phrase(e["class"], e["count"], e.get("color")) for e in include]
     answers = {
         "single_object": include[0]["class"],

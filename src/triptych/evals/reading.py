@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from triptych.evals.drawing import EVALUATION_STEP, table_of
+from triptych.evals.drawing import play_held_out, table_of
 from triptych.evals.evaluation import Evaluation
 from triptych.evals.geneval import Verdict
 from triptych.models.base import UnifiedModel
 from triptych.rewards.base import RewardFunction
-from triptych.scenarios.base import RolloutSettings, Scenario, play
+from triptych.scenarios.base import RolloutSettings, Scenario
 from triptych.trajectory import Sample, Task
 
 
@@ -25,8 +25,6 @@ def evaluate_answers(
     What cannot be scored counts as wrong. Tags are the tasks' own, "all" where they have none.
     """
     greedy = replace(settings, write=replace(settings.write, temperature=0.0))
-    rollout = play(scenario, model, tasks, greedy, seed=0, step=EVALUATION_STEP)
-    verdicts = [
-        Verdict(correct=score == 1, score=score or 0.0, reason="") for score in right(rollout.samples)
-    ]
-    return Evaluation(summary=table_of(verdicts, tasks, rollout.samples, beside or {}))
+    samples = play_held_out(model, scenario, tasks, greedy)
+    verdicts = [Verdict(correct=score == 1, score=score or 0.0, reason="") for score in right(samples)]
+    return Evaluation(summary=table_of(verdicts, tasks, samples, beside or {}))

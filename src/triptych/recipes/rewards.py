@@ -1,7 +1,6 @@
 """Rewards by name: those of the embedded world, published models, services, and users' own from a file."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
@@ -22,12 +21,11 @@ from triptych.rewards.quiz import QuizReward
 from triptych.rewards.reflection import ImprovementReward, VerdictReward
 from triptych.rewards.remote import RemoteReward
 from triptych.shapes.scenes import KINDS
-from triptych.shapes.verifier import detect
 from triptych.train.policy import PolicyConfig
 
 WORLD: dict[str, Callable[[], RewardFunction]] = {
-    "geneval": lambda: shapes_world.by_rule,
-    "geneval_official": lambda: partial(shapes_world.by_rule, dense=False),
+    "geneval": lambda: GenEvalReward(shapes_world.verdict),
+    "geneval_official": lambda: GenEvalReward(shapes_world.verdict, dense=False),
     "background": lambda: shapes_world.clean_background,
     "preservation": PreservationReward,
     "shared": lambda: shapes_world.shared,
@@ -38,7 +36,7 @@ WORLD: dict[str, Callable[[], RewardFunction]] = {
     "quiz": lambda: QuizReward(Lexicon((*KINDS, *CLASSES))),
     "verdict": lambda: VerdictReward(shapes_world.verdict, balanced=True),
     "improvement": lambda: ImprovementReward(shapes_world.verdict),
-    "first": lambda: GenEvalReward(detect, drawing="first"),
+    "first": lambda: GenEvalReward(shapes_world.verdict, drawing="first"),
     "cycle": CycleReward,
 }
 PUBLISHED: dict[str, Callable[[str], RewardFunction]] = {

@@ -26,6 +26,7 @@ from triptych.models.base import Example, UnifiedModel
 from triptych.models.patch_codec import PatchCodec, fit
 from triptych.recipes.shapes_reasoning import EXAMPLES, items, name_of, picture_of, scene_in
 from triptych.recipes.shapes_reasoning import WORDS as REASONING_WORDS
+from triptych.rewards.geneval import GenEvalReward
 from triptych.rewards.image_text import text_of
 from triptych.rewards.preservation import kept_pixels
 from triptych.rewards.quiz import grade as quiz_grade
@@ -117,17 +118,6 @@ def shared(samples: Sequence[Sample]) -> list[float | None]:
 def exact(samples: Sequence[Sample]) -> list[float | None]:
     """1 where a drawing shows all that its text says and nothing else, 0 where it does not."""
     return [None if score is None else float(score == 1) for score in shared(samples)]
-
-
-def by_rule(samples: Sequence[Sample], dense: bool = True) -> list[float | None]:
-    """:func:`verdict` by each task's metadata, dense or 0 and 1; None without ``include`` or a drawing."""
-    found = [
-        verdict(s.completion, s.task.metadata)
-        if isinstance(s.completion, Tensor) and s.task.metadata.get("include")
-        else None
-        for s in samples
-    ]
-    return [None if v is None else v.score if dense else float(v.correct) for v in found]
 
 
 def train_tasks(n: int = 2048, seed: int = 0) -> list[Task]:
@@ -372,7 +362,7 @@ def evaluation(settings: RolloutSettings, tasks: int) -> Callable[[UnifiedModel,
     "edit" (held-out edits, at most MOST_EDITS, right by the official rule) and "edit_overall" (the
     categories' mean grades, 1 to 5), "diversity" (of drawings of one prompt), "background_drift" (mean
     distance of drawings' backgrounds from the world's). Of at most MOST_QUIZZED drawings, evenly chosen,
-    "right_but_misread" and "read_but_misdrawn" (:func:`triptych.evals.imbalance.imbalance`) and
+    "right_but_misread" and "read_but_misdrawn" (:func:`triptych.evals.collusion.imbalance`) and
     "shuffled_answers" (:func:`triptych.evals.collusion.self_quiz`), each absent where there is nothing to
     take a share of; the summary's "quiz" has their intervals.
     """
@@ -441,9 +431,8 @@ def answered_right(task: Task, picture: Picture, answer: str) -> bool:
 
 def explain(sample: Sample) -> str:
     """The verifier's reason for a drawing's score, for people."""
-    if not isinstance(sample.completion, Tensor) or not sample.task.metadata.get("include"):
-        return ""
-    return verdict(sample.completion, sample.task.metadata).reason
+    found = GenEvalReward(verdict).verdict(sample)
+    return found.reason if found else ""
 
 
 def explaining(tasks: str) -> Callable[[Sample], str]:

@@ -37,7 +37,6 @@ from triptych.scenarios.reflection import Reflection
 from triptych.scenarios.text_to_image import TextToImage
 from triptych.shapes.critiques import QUESTION
 from triptych.shapes.edits import UNDOABLE
-from triptych.shapes.verifier import detect
 from triptych.train.nft import NFTConfig, NFTLearner
 from triptych.train.optimizer import OptimizerConfig
 from triptych.train.policy import PolicyConfig, PolicyLearner
@@ -51,7 +50,7 @@ SAVED = "models/unirl_zero"
 TRAIN_TASKS = 2048
 BESIDE: dict[str, RewardFunction] = {
     "format": FormatReward(segment="thought"),
-    "first": GenEvalReward(detect, dense=False, drawing="first"),
+    "first": GenEvalReward(shapes_world.verdict, dense=False, drawing="first"),
     "cycle": CycleReward(),
     "preservation": PreservationReward(),
 }

@@ -4,12 +4,14 @@ Each looks at one text of an episode. It must not know which world a task is fro
 """
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from triptych.errors import UserError
 from triptych.evals.answers import Rule, answer_of, parts_of, same_answer
-from triptych.trajectory import Sample
+from triptych.rewards.base import SampleReward
+from triptych.trajectory import Sample, Task
 
 
 def written(sample: Sample, segment: str = "") -> str | None:
@@ -25,36 +27,41 @@ def written(sample: Sample, segment: str = "") -> str | None:
 
 
 @dataclass(frozen=True)
-class AnswerReward:
+class TextReward(SampleReward):
+    """Looks at the text of ``segment`` (see :func:`written`); None for an episode without that text."""
+
+    segment: str = field(default="", kw_only=True)
+
+    @abstractmethod
+    def score_text(self, text: str, task: Task) -> float | None:
+        """What the text is worth for its task."""
+
+    def score(self, sample: Sample) -> float | None:
+        text = written(sample, self.segment)
+        return None if text is None else self.score_text(text, sample.task)
+
+
+@dataclass(frozen=True)
+class AnswerReward(TextReward):
     """1 where the text answers as the task's ``answer`` does, else 0 (UniRL-Zero, scenarios 1 and 2).
 
     Judged is what stands in ``<answer>``, or the whole text where there is no such block. ``rule`` compares
     it with the reference: short texts, or :func:`triptych.evals.answers.mathematics`. None for a task without
-    an answer and for an episode without the text.
+    an answer.
     """
 
     rule: Rule = same_answer
-    segment: str = ""
 
-    def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
-        return [self._score(sample) for sample in samples]
-
-    def _score(self, sample: Sample) -> float | None:
-        text, reference = written(sample, self.segment), sample.task.answer
-        if text is None or reference is None:
-            return None
-        return float(self.rule(answer_of(text), reference))
+    def score_text(self, text: str, task: Task) -> float | None:
+        return None if task.answer is None else float(self.rule(answer_of(text), task.answer))
 
 
 @dataclass(frozen=True)
-class FormatReward:
+class FormatReward(TextReward):
     """1 for one think block, then one answer block, and nothing else; 0 for any other text."""
 
-    segment: str = ""
-
-    def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
-        texts = [written(sample, self.segment) for sample in samples]
-        return [None if text is None else float(parts_of(text) is not None) for text in texts]
+    def score_text(self, text: str, task: Task) -> float:
+        return float(parts_of(text) is not None)
 
 
 def count_words(text: str) -> int:
@@ -63,7 +70,7 @@ def count_words(text: str) -> int:
 
 
 @dataclass(frozen=True)
-class LengthReward:
+class LengthReward(TextReward):
     """The penalty for long texts, in [-1, 0] (DAPO's soft overlong punishment, arXiv 2503.14476, eq. 13).
 
     0 up to ``longest - cache``, then linear down to -1 at ``longest``, and -1 beyond. Lengths are in the unit
@@ -73,15 +80,10 @@ class LengthReward:
     longest: int
     cache: int
     count: Callable[[str], int] = count_words
-    segment: str = ""
 
     def __post_init__(self) -> None:
         if not 0 < self.cache <= self.longest:
             raise UserError(f"a length reward needs 0 < cache <= longest, got {self.cache}, {self.longest}")
 
-    def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
-        texts = [written(sample, self.segment) for sample in samples]
-        return [None if text is None else self._penalty(self.count(text)) for text in texts]
-
-    def _penalty(self, length: int) -> float:
-        return min(0.0, max(-1.0, (self.longest - self.cache - length) / self.cache))
+    def score_text(self, text: str, task: Task) -> float:
+        return min(0.0, max(-1.0, (self.longest - self.cache - self.count(text)) / self.cache))

@@ -9,6 +9,7 @@ import inspect
 import math
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,17 @@ RewardFunction = Callable[[Sequence[Sample]], Sequence[float | None]]
 
 It runs in a thread of its own and may be called again with only the samples that it left unscored.
 """
+
+
+class SampleReward(ABC):
+    """A reward that looks at each sample by itself."""
+
+    @abstractmethod
+    def score(self, sample: Sample) -> float | None:
+        """What one sample is worth; None where it cannot be scored."""
+
+    def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
+        return [self.score(sample) for sample in samples]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,14 +90,14 @@ class RewardSet:
 
     def score(self, samples: Sequence[Sample]) -> Scores:
         """Call every reward on the B samples; see the class for what happens to one that fails."""
-        causes: dict[str, str] = {}
-        scored = {
-            name: self._call(name, reward, samples, causes)
-            for name, reward in (*self.rewards.items(), *self.held_out.items())
+        called = {
+            name: self._call(reward, samples) for name, reward in {**self.rewards, **self.held_out}.items()
         }
+        scored = {name: value for name, (value, _) in called.items()}
+        causes = {name: cause for name, (_, cause) in called.items() if cause}
         values = {name: scored[name] for name in self.rewards}
-        for name in self.rewards:
-            self._stop_if_broken(name, scored[name], causes)
+        for name, value in values.items():
+            self._stop_if_broken(name, value, causes)
         weighted = [self.weights.get(name, 1.0) * value for name, value in values.items()]
         return Scores(
             values=values,
@@ -95,23 +107,19 @@ class RewardSet:
             causes=causes,
         )
 
-    def _call(
-        self, name: str, reward: RewardFunction, samples: Sequence[Sample], causes: dict[str, str]
-    ) -> Tensor:
-        values = torch.full((len(samples),), torch.nan)
+    def _call(self, reward: RewardFunction, samples: Sequence[Sample]) -> tuple[Tensor, str | None]:
+        """The samples' values, and why some of them are NaN."""
+        values, cause = torch.full((len(samples),), torch.nan), None
         for _ in range(1 + self.retries):
             owed = values.isnan().nonzero().flatten().tolist()
             if not owed:
                 break
             try:
                 values[owed] = _in_time(reward, [samples[i] for i in owed], self.timeout)
-                if values.isnan().any():
-                    causes[name] = "returned None, NaN or infinity"
+                cause = "returned None, NaN or infinity"
             except _Failed as error:
-                causes[name] = str(error)
-        if not values.isnan().any():
-            causes.pop(name, None)
-        return values
+                cause = str(error)
+        return values, cause if values.isnan().any() else None
 
     def _stop_if_broken(self, name: str, values: Tensor, causes: Mapping[str, str]) -> None:
         nothing = len(values) > 0 and bool(values.isnan().all())

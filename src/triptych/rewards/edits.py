@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from triptych.rewards.base import SampleReward
 from triptych.trajectory import Picture, Sample
 
 Similarity = Callable[[Picture, Picture], float]
@@ -33,7 +34,7 @@ def feature_similarity(embed: Embed) -> Similarity:
 
 
 @dataclass(frozen=True)
-class CycleReward:
+class CycleReward(SampleReward):
     """How like the source the picture is that came back (UniRL-Zero, Cycle Edit RL).
 
     The source is compared as models see it, its middle cut and resized to the drawing's shape. None for a
@@ -43,10 +44,7 @@ class CycleReward:
     similarity: Similarity = pixel_similarity
     drawing: str = "back"
 
-    def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
-        return [self._score(sample) for sample in samples]
-
-    def _score(self, sample: Sample) -> float | None:
+    def score(self, sample: Sample) -> float | None:
         source, back = sample.task.source, sample.pictures.get(self.drawing)
         return None if source is None or back is None else self.similarity(fitted(source, back), back)
 
@@ -61,7 +59,7 @@ def fitted(source: Picture, like: Picture) -> Picture:
 
 
 @dataclass(frozen=True)
-class DirectionReward:
+class DirectionReward(SampleReward):
     """``cos(I(y) - I(x), T(target) - T(source))``, in [-1, 1]: the picture changed as the words did.
 
     x is the task's source, y the completion; the words are ``target_text`` and the column "source_text". With
@@ -71,10 +69,7 @@ class DirectionReward:
     image: Embed
     text: EmbedText
 
-    def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
-        return [self._score(sample) for sample in samples]
-
-    def _score(self, sample: Sample) -> float | None:
+    def score(self, sample: Sample) -> float | None:
         x, y, target = sample.task.source, sample.completion, sample.task.target_text
         said = sample.task.columns.get("source_text")
         if x is None or not isinstance(y, Tensor) or target is None or not isinstance(said, str):

@@ -1,46 +1,40 @@
-"""A detector and GenEval's rule as a reward.
+"""A judge by GenEval's rule as a reward. It must not know what the judge sees objects with."""
 
-It knows pictures, a function that finds objects in one, and the rule. It must not know which detector.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
-from triptych.evals.geneval import Detection, Verdict, judge
-from triptych.trajectory import Sample
+from triptych.evals.geneval import Verdict
+from triptych.rewards.base import SampleReward
+from triptych.trajectory import Picture, Sample
 
-Detector = Callable[[np.ndarray[Any, Any]], list[Detection]]
-"""Finds objects in one picture, uint8 ``[H, W, 3]``."""
+Judge = Callable[[Picture, Mapping[str, Any]], Verdict]
+"""Judges one picture, uint8 ``[H, W, 3]``, by a task's metadata."""
 
 
 @dataclass(frozen=True)
-class GenEvalReward:
+class GenEvalReward(SampleReward):
     """Scores each sample's ``completion`` picture by its task's GenEval metadata (arXiv 2310.11513).
 
-    ``dense`` gives the share of the prompt that is met, in [0, 1]; otherwise GenEval's own 0 or 1. A
-    ``drawing`` names a segment whose picture is judged instead. A sample whose task has no ``include``, or
-    that has no such picture, cannot be scored and gets None.
+    With a detector the ``judge`` is ``lambda picture, metadata: judge(detect(picture), metadata)``, by
+    :func:`triptych.evals.geneval.judge`. ``dense`` gives the share of the prompt that is met, in [0, 1];
+    otherwise GenEval's own 0 or 1. A ``drawing`` names a segment whose picture is judged instead. A sample
+    whose task has no ``include``, or that has no such picture, cannot be scored and gets None.
     """
 
-    detect: Detector
+    judge: Judge
     dense: bool = True
     drawing: str = ""
 
-    def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
-        verdicts = [self._verdict(sample) for sample in samples]
-        return [None if v is None else v.score if self.dense else float(v.correct) for v in verdicts]
+    def score(self, sample: Sample) -> float | None:
+        found = self.verdict(sample)
+        return None if found is None else found.score if self.dense else float(found.correct)
 
-    def reasons(self, samples: Sequence[Sample]) -> list[str]:
-        """One line a sample on why it got its score, for people. Runs the detector again."""
-        verdicts = [self._verdict(sample) for sample in samples]
-        return ["not scored: no include metadata or no picture" if v is None else v.reason for v in verdicts]
-
-    def _verdict(self, sample: Sample) -> Verdict | None:
+    def verdict(self, sample: Sample) -> Verdict | None:
+        """What the score comes from, and the reason for it."""
         picture = sample.pictures.get(self.drawing) if self.drawing else sample.completion
         if not sample.task.metadata.get("include") or not isinstance(picture, Tensor):
             return None
-        return judge(self.detect(picture.cpu().numpy()), dict(sample.task.metadata))
+        return self.judge(picture, sample.task.metadata)

@@ -3,7 +3,7 @@
 It trusts a mask of what must stay, and knows neither worlds nor models.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from triptych.errors import UserError
+from triptych.rewards.base import SampleReward
 from triptych.trajectory import Picture, Sample
 
 Similarity = Callable[[Picture, Picture], Tensor | float]
@@ -56,17 +57,16 @@ def kept_pixels(sample: Sample) -> Tensor | None:
 
 
 @dataclass(frozen=True)
-class PreservationReward:
+class PreservationReward(SampleReward):
     """How much of what must stay did, in [0, 1]: a mean of pixels and ``similar`` features.
 
-    Of the pixels that ``kept`` marks: ``1 - weight`` times the share that changed by no more than
+    Of the pixels that :func:`kept_pixels` marks: ``1 - weight`` times the share that changed by no more than
     ``tolerance`` (of 255, in each channel), plus ``weight`` times their mean similarity to the source, where
     the edited pixels are first put back to the source's, so that no window looks at the edit. None where the
     task has no source or no mask, nothing must stay, or the drawing has another size.
     """
 
     similar: Similarity = ssim
-    kept: Callable[[Sample], Tensor | None] = kept_pixels
     weight: float = 0.5
     tolerance: int = 16
 
@@ -74,11 +74,8 @@ class PreservationReward:
         if not 0 <= self.weight <= 1:
             raise UserError(f"the weight of features must lie between 0 and 1, got {self.weight}")
 
-    def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
-        return [self._score(sample) for sample in samples]
-
-    def _score(self, sample: Sample) -> float | None:
-        source, drawing, kept = sample.task.source, sample.completion, self.kept(sample)
+    def score(self, sample: Sample) -> float | None:
+        source, drawing, kept = sample.task.source, sample.completion, kept_pixels(sample)
         if source is None or kept is None or not kept.any() or not isinstance(drawing, Tensor):
             return None
         if drawing.shape != source.shape:

@@ -13,8 +13,8 @@ from triptych.evals.geneval import MIRRORED, Metadata
 from triptych.evals.lexicon import Lexicon, Said
 from triptych.evals.prompts import CLASSES
 from triptych.evals.quiz import questions_of
-from triptych.rewards.answers import written
-from triptych.trajectory import Sample
+from triptych.rewards.answers import TextReward
+from triptych.trajectory import Task
 
 LEXICON = Lexicon(CLASSES)
 """GenEval's classes and colours, no synonyms."""
@@ -85,21 +85,16 @@ def _placed(said: Said, include: Sequence[Metadata], index: int) -> bool:
 
 
 @dataclass(frozen=True)
-class QuizReward:
+class QuizReward(TextReward):
     """How much of its prompt an answer gets right, in [0, 1]: see :func:`grade`.
 
     ``lexicon`` has the words for objects that a task may not name, and the user's synonyms. None for a task
-    without a question or ``include``, and for an episode without the text.
+    without a question or ``include``.
     """
 
     lexicon: Lexicon = LEXICON
-    segment: str = ""
 
-    def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
-        return [self._score(sample) for sample in samples]
-
-    def _score(self, sample: Sample) -> float | None:
-        text, metadata = written(sample, self.segment), sample.task.metadata
-        if text is None or not metadata.get("include") or not questions_of(sample.task):
+    def score_text(self, text: str, task: Task) -> float | None:
+        if not task.metadata.get("include") or not questions_of(task):
             return None
-        return grade(text, metadata, self.lexicon)
+        return grade(text, task.metadata, self.lexicon)

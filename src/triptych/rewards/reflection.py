@@ -5,18 +5,15 @@ Both trust a judge of pictures and know no world; our design from the paper's de
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from triptych.evals.answers import answer_of
-from triptych.evals.geneval import Verdict
-from triptych.trajectory import Picture, Sample
-
-Judge = Callable[[Picture, Mapping[str, Any]], Verdict]
-"""Judges one picture, uint8 ``[H, W, 3]``, by a task's metadata."""
+from triptych.rewards.base import SampleReward
+from triptych.rewards.geneval import Judge
+from triptych.trajectory import Sample
 
 
 def said_right(text: str) -> bool | None:
@@ -63,7 +60,7 @@ class VerdictReward:
 
 
 @dataclass(frozen=True)
-class ImprovementReward:
+class ImprovementReward(SampleReward):
     """The completion's score less that of an earlier ``drawing``; at most 0 where that was right already.
 
     So 0 where that drawing was left as it is. None where the task has no ``include`` or the episode lacks one
@@ -73,10 +70,7 @@ class ImprovementReward:
     judge: Judge
     drawing: str = "first"
 
-    def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
-        return [self._score(sample) for sample in samples]
-
-    def _score(self, sample: Sample) -> float | None:
+    def score(self, sample: Sample) -> float | None:
         first, last = sample.pictures.get(self.drawing), sample.completion
         if first is None or not isinstance(last, Tensor) or not sample.task.metadata.get("include"):
             return None

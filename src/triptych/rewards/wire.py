@@ -15,6 +15,9 @@ from torch import Tensor
 
 from triptych.trajectory import Picture, Sample, Task
 
+PLAIN = ("id", "prompt", "metadata", "columns", "answer", "target_text")
+"""What of a task is JSON as it is."""
+
 
 def png_of(picture: Picture) -> str:
     """A picture, uint8 ``[H, W, 3]``, as PNG in base64."""
@@ -53,20 +56,15 @@ def as_row(sample: Sample) -> dict[str, Any]:
     """A sample as JSON. ``result`` names the picture or text that is the completion, if it has a name."""
     task, named = sample.task, {**sample.texts, **sample.pictures}
     result = next((name for name, value in named.items() if value is sample.completion), "")
-    drawn = isinstance(sample.completion, Tensor)
+    drawn = png_of(sample.completion) if isinstance(sample.completion, Tensor) else None
     return {
-        "id": task.id,
-        "prompt": task.prompt,
-        "metadata": task.metadata,
-        "columns": task.columns,
-        "answer": task.answer,
-        "target_text": task.target_text,
+        **{name: getattr(task, name) for name in PLAIN},
         "source": None if task.source is None else png_of(task.source),
         "texts": sample.texts,
         "pictures": {name: png_of(p) for name, p in sample.pictures.items() if name != result},
         "result": result,
-        "picture": png_of(sample.completion) if isinstance(sample.completion, Tensor) else None,
-        "text": None if drawn else sample.completion,
+        "picture": drawn,
+        "text": sample.completion if drawn is None else None,
     }
 
 
@@ -80,13 +78,6 @@ def as_sample(row: Mapping[str, Any], decode: Decoder) -> Sample:
         texts[row["result"]] = completion
     elif row["result"] and isinstance(completion, Tensor):
         pictures[row["result"]] = completion
-    task = Task(
-        id=row["id"],
-        prompt=row["prompt"],
-        metadata=row["metadata"],
-        answer=row["answer"],
-        source=None if row["source"] is None else decode(row["source"]),
-        target_text=row["target_text"],
-        columns=row["columns"],
-    )
+    source = None if row["source"] is None else decode(row["source"])
+    task = Task(**{name: row[name] for name in PLAIN}, source=source)
     return Sample(task=task, texts=texts, pictures=pictures, completion=completion)

@@ -29,7 +29,6 @@ QUESTION = "is this right?"
 RIGHT, WRONG = "right", "wrong"
 WORDS = ("add", "make", "put", "remove", "replace", "the", "with", "wrong", ":")
 """What critiques say beyond the words of prompts."""
-TEST_SEED = 2_2026
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,22 +53,10 @@ class Critique:
 
 def train_critique(rng: np.random.Generator) -> Critique:
     """A critique of a training prompt's drawing: the faults evenly, half of the drawings right."""
-    return _critique(str(rng.choice(list(FAULTS))), bool(rng.random() < 0.5), "train", rng)
-
-
-def test_critiques(n: int = 200) -> list[Critique]:
-    """`n` fixed critiques of held-out prompts' drawings, faults evenly, every second round of them right."""
-    faults = list(FAULTS)
-    rounds = [(i, *divmod(i, len(faults))) for i in range(n)]
-    return [
-        _critique(faults[fault], turn % 2 == 0, "test", np.random.default_rng([TEST_SEED, i]))
-        for i, turn, fault in rounds
-    ]
-
-
-def _critique(fault: str, right: bool, part: str, rng: np.random.Generator) -> Critique:
+    fault = str(rng.choice(list(FAULTS)))
+    right = rng.random() < 0.5
     tags = FAULTS[fault]
-    prompts = split(tags[rng.integers(len(tags))])[part == "test"]
+    prompts, _ = split(tags[rng.integers(len(tags))])
     metadata = prompts[rng.integers(len(prompts))]
     target, drawn, instruction = _spoilt(fault, metadata, rng)
     if right:

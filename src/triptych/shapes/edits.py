@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -36,12 +37,7 @@ UNDOABLE = (*REVERSES, "background", "action")
 """The categories whose edits an instruction undoes; only these have a ``reverse``."""
 STYLES = {"ink": "black", "blueprint": "blue", "copper": "orange"}
 """The colour that every shape takes in a style."""
-_HYBRIDS = [
-    (first, second)
-    for first in ("adjust", "replace", "remove")
-    for second in ("adjust", "replace", "remove")
-    if (first, second) != ("remove", "remove")
-]
+_HYBRIDS = list(product(("adjust", "replace", "remove"), repeat=2))[:-1]  # not both are removed
 GRAY_SHARE = 1 / 6  # of the sources, but half of those whose background is to change
 _SAID = "add make remove replace the with extract keep only move swap put turn into all it everything to in"
 _SAID += " on background gray white style ink blueprint copper picture larger smaller"

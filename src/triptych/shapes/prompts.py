@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import permutations, product
+from itertools import permutations, product, zip_longest
 from typing import Any
 
 import numpy as np
 
-from triptych.evals import prompts as wording
 from triptych.evals.answers import NUMBER_WORDS
-from triptych.evals.geneval import MIRRORED, RELATIONS, Metadata, plural
+from triptych.evals.geneval import RELATIONS, Metadata, plural
 from triptych.evals.lexicon import Lexicon
-from triptych.evals.prompts import metadata_of
+from triptych.evals.prompts import QUESTIONS as WORDINGS
+from triptych.evals.prompts import TAGS, metadata_of, told_once
 from triptych.shapes.scenes import COLORS, KINDS, MAX_SHAPES
 
-TAGS = wording.TAGS
 NUMBERS = NUMBER_WORDS[: MAX_SHAPES + 1]
 # Within a tag the variants (plain, coloured, counted) are split, and drawn, separately.
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -33,7 +33,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "position": ("plain", "colored", "counted"),
     "color_attr": ("colored",),
 }
-QUESTIONS = {tag: told[0] for tag, told in wording.QUESTIONS.items()}
+QUESTIONS = {tag: told[0] for tag, told in WORDINGS.items()}
 """The one wording of each tag's question that the world's models know."""
 ON_GRAY = " on a gray background"
 """How a description ends where the background is not the white one of prompts."""
@@ -50,15 +50,9 @@ TRAIN_WEIGHTS = {
 }
 
 
-def combinations(tag: str) -> list[Metadata]:
-    """Every prompt of a tag, in a fixed order; GenEval's schema."""
-    return [metadata for variant in _variants(tag) for metadata in _all(tag, variant)]
-
-
 def split(tag: str) -> tuple[list[Metadata], list[Metadata]]:
     """(train, test) prompts of a tag: they share no combination (see `combination_key`)."""
-    pairs = [_split(tag, variant) for variant in _variants(tag)]
-    return [m for train, _ in pairs for m in train], [m for _, test in pairs for m in test]
+    return [m for train, _ in _splits(tag) for m in train], [m for _, test in _splits(tag) for m in test]
 
 
 def combination_key(metadata: Metadata) -> str:
@@ -70,10 +64,7 @@ def combination_key(metadata: Metadata) -> str:
     for index, entry in enumerate(metadata["include"]):
         if "position" in entry:
             relation, target = entry["position"]
-            first, second = entries[index], entries[target]
-            if relation in ("right of", "below"):
-                first, second, relation = second, first, MIRRORED[relation]
-            return f"{first} {relation} {second}"
+            return told_once(entries[index], relation, entries[target])
     return " and ".join(sorted(entries))
 
 
@@ -82,7 +73,7 @@ def test_prompts(n: int = 360) -> list[Metadata]:
 
     A smaller `n` takes a subset of a larger one per tag. Raises ValueError if `n` exceeds what is held out.
     """
-    held_out = {tag: _interleaved([_split(tag, variant)[1] for variant in _variants(tag)]) for tag in TAGS}
+    held_out = {tag: _interleaved([test for _, test in _splits(tag)]) for tag in TAGS}
     total = sum(len(prompts) for prompts in held_out.values())
     if n > total:
         raise ValueError(f"{n} test prompts asked for, {total} are held out")
@@ -99,8 +90,7 @@ def screening_prompts(n: int = 200) -> list[Metadata]:
     used = {combination_key(metadata) for metadata in test_prompts()}
 
     def left(tag: str) -> list[Metadata]:
-        variants = [_split(tag, variant)[1] for variant in _variants(tag)]
-        return _interleaved([tuple(m for m in each if combination_key(m) not in used) for each in variants])
+        return _interleaved([[m for m in test if combination_key(m) not in used] for _, test in _splits(tag)])
 
     groups = [left("position"), left("color_attr")]
     shares = _even_shares(n, [len(group) for group in groups])
@@ -146,8 +136,8 @@ def train_prompt(rng: np.random.Generator) -> Metadata:
 
 def train_prompt_of(tag: str, rng: np.random.Generator) -> Metadata:
     """One training prompt of a tag: its variants evenly, then a variant's prompts evenly."""
-    variants = _variants(tag)
-    train = _split(tag, variants[rng.integers(len(variants))])[0]
+    variants = _splits(tag)
+    train, _ = variants[rng.integers(len(variants))]
     return train[rng.integers(len(train))]
 
 
@@ -158,27 +148,40 @@ def vocabulary() -> list[str]:
     return sorted({word for text in texts for word in text.split()})
 
 
-def _variants(tag: str) -> tuple[str, ...]:
+@cache
+def _splits(tag: str) -> list[tuple[list[Metadata], list[Metadata]]]:
+    """(train, test) prompts of each of a tag's variants."""
     if tag not in VARIANTS:
         raise ValueError(f"no tag called {tag!r}: the tags are {TAGS}")
-    return VARIANTS[tag]
+    return [_split(_all(tag, variant)) for variant in VARIANTS[tag]]
 
 
-@cache
-def _all(tag: str, variant: str) -> tuple[Metadata, ...]:
-    if tag in ("single_object", "colors"):
-        colors = COLORS if variant == "colored" else (None,)
-        return tuple(metadata_of(tag, [_entry(k, 1, c)]) for k, c in product(KINDS, colors))
-    if tag == "counting":
-        colors = COLORS if variant == "colored" else (None,)
-        counts = range(2, MAX_SHAPES + 1)
-        return tuple(metadata_of(tag, [_entry(k, n, c)]) for k, n, c in product(KINDS, counts, colors))
-    if tag == "position":
-        return tuple(_positions(variant))
-    return tuple(
-        metadata_of(tag, [_entry(a, 1, c), _entry(b, 1, d)])
-        for (a, b), (c, d) in product(permutations(KINDS, 2), _color_pairs(variant))
+def _split(prompts: Iterator[Metadata]) -> tuple[list[Metadata], list[Metadata]]:
+    """Test is the TEST_SHARE of combinations with the smallest hashes; both lists in prompt-hash order."""
+    by_key: dict[str, list[Metadata]] = defaultdict(list)
+    for metadata in prompts:
+        by_key[combination_key(metadata)].append(metadata)
+    keys = sorted(by_key, key=_digest)
+    cut = math.ceil(TEST_SHARE * len(keys))
+    # Ordered by the prompt, not the key: the first n prompts are then n combinations rather than n / 2 twice.
+    test, train = (
+        sorted((m for key in part for m in by_key[key]), key=lambda m: _digest(m["prompt"]))
+        for part in (keys[:cut], keys[cut:])
     )
+    return train, test
+
+
+def _all(tag: str, variant: str) -> Iterator[Metadata]:
+    if tag == "position":
+        yield from _positions(variant)
+    elif tag in ("two_object", "color_attr"):
+        for (a, b), (c, d) in product(permutations(KINDS, 2), _color_pairs(variant)):
+            yield metadata_of(tag, [_entry(a, 1, c), _entry(b, 1, d)])
+    else:
+        counts = range(2, MAX_SHAPES + 1) if tag == "counting" else (1,)
+        colors = COLORS if variant == "colored" else (None,)
+        for kind, count, color in product(KINDS, counts, colors):
+            yield metadata_of(tag, [_entry(kind, count, color)])
 
 
 def _positions(variant: str) -> Iterator[Metadata]:
@@ -200,30 +203,13 @@ def _entry(kind: str, count: int, color: str | None) -> dict[str, Any]:
     return {"class": kind, "count": count} | ({"color": color} if color else {})
 
 
-@cache
-def _split(tag: str, variant: str) -> tuple[tuple[Metadata, ...], tuple[Metadata, ...]]:
-    """Test is the TEST_SHARE of combinations with the smallest hashes; both lists in prompt-hash order."""
-    by_key: dict[str, list[Metadata]] = {}
-    for metadata in _all(tag, variant):
-        by_key.setdefault(combination_key(metadata), []).append(metadata)
-    keys = sorted(by_key, key=_digest)
-    cut = math.ceil(TEST_SHARE * len(keys))
-    # Ordered by the prompt, not the key: the first n prompts are then n combinations rather than n / 2 twice.
-    test, train = (
-        sorted((m for key in part for m in by_key[key]), key=lambda m: _digest(m["prompt"]))
-        for part in (keys[:cut], keys[cut:])
-    )
-    return tuple(train), tuple(test)
-
-
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _interleaved(groups: list[tuple[Metadata, ...]]) -> list[Metadata]:
+def _interleaved(groups: Sequence[Sequence[Metadata]]) -> list[Metadata]:
     """One of each group in turn until all are used up."""
-    longest = max(len(group) for group in groups)
-    return [group[i] for i in range(longest) for group in groups if i < len(group)]
+    return [metadata for turn in zip_longest(*groups) for metadata in turn if metadata is not None]
 
 
 def _even_shares(n: int, available: list[int]) -> list[int]:

@@ -16,7 +16,7 @@ from itertools import groupby, product
 import numpy as np
 
 from triptych.evals.geneval import RELATIONS, Metadata, plural, relative_position
-from triptych.evals.prompts import phrase
+from triptych.evals.prompts import answer_to, phrase
 from triptych.shapes.prompts import NUMBERS, QUESTIONS, TAGS, split, train_prompt
 from triptych.shapes.scenes import COLORS, KINDS, Scene, Shape, sample_scene
 
@@ -65,7 +65,10 @@ def question_for(metadata: Metadata, scene: Scene) -> tuple[str, str]:
     groups = _groups(scene)
     if tag in ("two_object", "position", "color_attr") and len(groups) != 2:
         raise ValueError(f"{tag} asks about two kinds of objects, the scene shows {len(groups)}")
-    return QUESTIONS[tag], _answer(tag, groups)
+    if tag == "position":
+        return QUESTIONS[tag], _told_relation(groups)
+    shown = [{"class": g[0].kind, "count": len(g), "color": g[0].color} for g in groups]
+    return QUESTIONS[tag], answer_to({"tag": tag, "include": shown})
 
 
 def thought_for(metadata: Metadata, scene: Scene) -> str:
@@ -96,7 +99,8 @@ def answer_matches(answer: str, metadata: Metadata, scene: Scene) -> bool:
     tag = metadata["tag"]
     truth = {shapes[0].kind: shapes for shapes in _groups(scene)}
     if tag == "colors":
-        return len(said) == 1 and said[0].color is not None and _names_one(said[0], scene.shapes)
+        found = len(said) == 1 and _states(tag, said[0], scene.shapes)
+        return found and said[0].kind in (None, scene.shapes[0].kind)
     kinds = [group.kind for group in said]
     if Counter(kinds) != Counter(truth.keys()) or (relation is not None) != (tag == "position"):
         return False
@@ -140,20 +144,6 @@ def _centre(shapes: Sequence[Shape]) -> tuple[float, float]:
     return x, y
 
 
-def _answer(tag: str, groups: list[tuple[Shape, ...]]) -> str:
-    first = groups[0]
-    if tag == "single_object":
-        return first[0].kind
-    if tag == "colors":
-        return first[0].color
-    if tag == "counting":
-        return phrase(first[0].kind, len(first))
-    if tag == "position":
-        return _told_relation(groups)
-    colored = tag == "color_attr"
-    return " and ".join(phrase(g[0].kind, len(g), g[0].color if colored else None) for g in groups)
-
-
 def _told_relation(groups: list[tuple[Shape, ...]]) -> str:
     (first, second), (x, y), (u, v) = groups, _centre(groups[0]), _centre(groups[1])
     upper, lower = (first, second) if y <= v else (second, first)
@@ -179,10 +169,6 @@ def _states(tag: str, said: _Group, shapes: Sequence[Shape]) -> bool:
         return False
     true_color = said.color is None or all(shape.color == said.color for shape in shapes)
     return true_color and said.count in (None, len(shapes))
-
-
-def _names_one(said: _Group, shapes: Sequence[Shape]) -> bool:
-    return said.kind in (None, shapes[0].kind) and _states("colors", said, shapes)
 
 
 def _parse(answer: str) -> tuple[list[_Group], str | None] | None:

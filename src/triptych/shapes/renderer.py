@@ -18,20 +18,21 @@ def mask(kind: str, size: int) -> NDArray[np.bool_]:
     """Which pixels of a [size, size] box a shape of `kind` covers; read-only, bool [size, size]."""
     centre = np.arange(size) - (size - 1) / 2
     y, x = centre[:, None], centre[None, :]
+    disc = x**2 + y**2 <= (size / 2) ** 2
     if kind == "square":
         covered = np.ones((size, size), dtype=np.bool_)
     elif kind == "circle":
-        covered = _disc(size)
+        covered = disc
     elif kind == "triangle":  # apex up; every second row is one pixel wider on both sides
         covered = np.abs(x) <= (np.arange(size)[:, None] // 2) + (0.5 if size % 2 else 1)
     elif kind == "diamond":
         covered = np.abs(x) + np.abs(y) <= size / 2
     elif kind == "ring":
         hole = x**2 + y**2 <= (size / 2 - max(2, round(size / 5))) ** 2 + 0.5
-        covered = _disc(size) & ~hole
-    elif kind == "cross":
-        half = _arm(size) / 2
-        covered = (np.abs(x) < half) | (np.abs(y) < half)
+        covered = disc & ~hole
+    elif kind == "cross":  # bars of about a third of the box, of its own parity so that they sit central
+        bar = max(2, 2 * round(size / 6 - 0.2)) + size % 2
+        covered = (np.abs(x) < bar / 2) | (np.abs(y) < bar / 2)
     else:
         raise ValueError(f"no shape called {kind!r}")
     covered.setflags(write=False)
@@ -44,17 +45,6 @@ def runs(shape: Shape) -> list[Box]:
     pairs = zip(np.argwhere(ends == 1).tolist(), np.argwhere(ends == -1).tolist(), strict=True)
     x, y = shape.x, shape.y
     return [(x + left, y + row, x + right, y + row + 1) for (row, left), (_, right) in pairs]
-
-
-def _disc(size: int) -> NDArray[np.bool_]:
-    squared = (np.arange(size) - (size - 1) / 2) ** 2
-    return np.asarray(squared[:, None] + squared[None, :] <= (size / 2) ** 2)
-
-
-def _arm(size: int) -> int:
-    """Width of a cross's bars: about a third of the box, of the box's own parity so that they sit central."""
-    arm = max(2, 2 * round(size / 6 - 0.2))
-    return arm + size % 2
 
 
 def render(scene: Scene) -> NDArray[np.uint8]:

@@ -34,8 +34,8 @@ BACKGROUNDS: dict[str, Color] = {"white": (246, 245, 240), "gray": (168, 172, 17
 BACKGROUND = BACKGROUNDS["white"]
 
 BASE_CANVAS = 32
-LATTICE = 2  # places, at the base canvas
-SIZES = (8, 10, 12)  # sides of a shape's box, at the base canvas
+LATTICE = 2  # of places
+SIZES = (8, 10, 12)  # sides of a shape's box
 MARGIN = 2  # background kept along the canvas border
 MINIMUM_GAP = 4  # background kept between two boxes, along at least one axis
 MAX_SHAPES = 4
@@ -80,22 +80,19 @@ class _Wanted:
     referred: tuple[str, ...]
 
 
-def sample_scene(
-    metadata: Metadata, rng: np.random.Generator, size: int = BASE_CANVAS, background: Color = BACKGROUND
-) -> Scene:
+def sample_scene(metadata: Metadata, rng: np.random.Generator, background: Color = BACKGROUND) -> Scene:
     """A random scene that satisfies `metadata` (GenEval's schema) and shows exactly what it names.
 
     Colours that the prompt leaves open are drawn anew for every shape; a relation is the one that describes
-    the two places best, which keeps a distance to GenEval's limit. `size` is the canvas side in pixels.
+    the two places best, which keeps a distance to GenEval's limit.
     Raises ValueError where the metadata names what the world lacks, contradicts itself or cannot be laid out.
     """
-    _check_metadata(metadata, size)
-    scale = size // BASE_CANVAS
+    _check_metadata(metadata)
     for attempt in range(ATTEMPTS):
         sizes = SIZES if attempt < EASY_ATTEMPTS else SIZES[:1]
-        shapes = _lay_out(_wanted(metadata, rng), sizes, rng, scale)
+        shapes = _lay_out(_wanted(metadata, rng), sizes, rng)
         if shapes is not None:
-            return Scene(shapes=shapes, background=background, size=size)
+            return Scene(shapes=shapes, background=background)
     raise ValueError(
         f"no layout found for {metadata.get('prompt', metadata)!r}: ask for fewer shapes or relations"
     )
@@ -108,9 +105,7 @@ def placed(shape: Shape, relation: str, other: Shape, rng: np.random.Generator) 
     return replace(shape, x=place[0], y=place[1]) if place else None
 
 
-def _check_metadata(metadata: Metadata, size: int) -> None:
-    if size < BASE_CANVAS or size % BASE_CANVAS:
-        raise ValueError(f"canvas size {size}: must be a multiple of {BASE_CANVAS}")
+def _check_metadata(metadata: Metadata) -> None:
     include = metadata.get("include", [])
     kinds = [entry["class"] for entry in include]
     unknown = sorted({kind for kind in kinds if kind not in KINDS})
@@ -139,33 +134,32 @@ def _wanted(metadata: Metadata, rng: np.random.Generator) -> Iterator[_Wanted]:
 
 
 def _lay_out(
-    wanted: Iterator[_Wanted], sizes: Sequence[int], rng: np.random.Generator, scale: int
+    wanted: Iterator[_Wanted], sizes: Sequence[int], rng: np.random.Generator
 ) -> tuple[Shape, ...] | None:
     """Place the shapes one after the other, each uniformly over its free places; None where one has none."""
-    placed: list[tuple[int, Box]] = []  # (entry, box), in base pixels
+    taken: list[tuple[int, Box]] = []  # (entry, box)
     shapes = []
     for want in wanted:
         side = sizes[int(rng.integers(len(sizes)))]
-        place = _free_place(placed, want, side, rng)
+        place = _free_place(taken, want, side, rng)
         if place is None:
             return None
-        x, y = place
-        placed.append((want.entry, (x, y, x + side, y + side)))
-        shapes.append(Shape(kind=want.kind, color=want.color, x=scale * x, y=scale * y, size=scale * side))
+        shapes.append(Shape(kind=want.kind, color=want.color, x=place[0], y=place[1], size=side))
+        taken.append((want.entry, shapes[-1].box))
     return tuple(shapes)
 
 
 def _free_place(
-    placed: Sequence[tuple[int, Box]], want: _Wanted, side: int, rng: np.random.Generator
+    taken: Sequence[tuple[int, Box]], want: _Wanted, side: int, rng: np.random.Generator
 ) -> tuple[int, int] | None:
-    """The first top-left corner, in random order, that keeps the gaps and the relation; in base pixels."""
+    """The first top-left corner, in random order, that keeps the gaps and the relation."""
     relation, target = want.position or ("", -1)
     places = _places(side)
     for index in rng.permutation(len(places)):
         x, y = places[index]
         box = (x, y, x + side, y + side)
-        open_place = all(_apart(box, other) for _, other in placed) and _leaves_room(box, want.referred)
-        if open_place and all(_clearly(relation, box, other) for entry, other in placed if entry == target):
+        open_place = all(_apart(box, other) for _, other in taken) and _leaves_room(box, want.referred)
+        if open_place and all(_clearly(relation, box, other) for entry, other in taken if entry == target):
             return x, y
     return None
 

@@ -48,12 +48,8 @@ def detect(image: NDArray[np.uint8]) -> list[Detection]:
     half-drawn or merged shape is returned, but under GenEval's threshold of 0.3. `color` is None where the
     component's mean colour lies far from the whole palette.
     """
-    labels = _segment(image)
-    scale = max(image.shape[0] // BASE_CANVAS, 1)
-    found = [
-        _describe(component, corner, color, image)
-        for color, component, corner in _components(labels, SPECK_SIDE * scale)
-    ]
+    parts = _components(_segment(image))
+    found = [_describe(component, corner, color, image) for color, component, corner in parts]
     return sorted(found, key=lambda detection: -detection.confidence)
 
 
@@ -82,11 +78,10 @@ def quality(image: NDArray[np.uint8]) -> float:
     SPECK_SIDE squared leave 0; and the share of pixels that have the one colour of their part of the picture.
     """
     labels, found = _segment(image), detect(image)
-    side = SPECK_SIDE * max(image.shape[0] // BASE_CANVAS, 1)
-    specks = (labels < len(COLORS)).sum() - sum(part.sum() for _, part, _ in _components(labels, side))
+    specks = (labels < len(COLORS)).sum() - sum(part.sum() for _, part, _ in _components(labels))
     flat = np.linalg.norm(image - _centres(image)[labels], axis=-1) <= FLAT_RADIUS
     sure = float(np.mean([d.confidence for d in found])) if found else 1.0
-    return min(sure, max(1.0 - float(specks) / side**2, 0.0), float(flat.mean()))
+    return min(sure, max(1.0 - float(specks) / _speck_side(labels) ** 2, 0.0), float(flat.mean()))
 
 
 def _ground(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -108,15 +103,17 @@ def _segment(image: NDArray[np.uint8]) -> NDArray[np.int64]:
     return np.asarray(squared.argmin(axis=-1), dtype=np.int64)
 
 
-def _components(
-    labels: NDArray[np.int64], speck: int
-) -> Iterator[tuple[int, NDArray[np.bool_], tuple[int, int]]]:
+def _speck_side(labels: NDArray[np.int64]) -> int:
+    return SPECK_SIDE * max(labels.shape[0] // BASE_CANVAS, 1)
+
+
+def _components(labels: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.bool_], tuple[int, int]]]:
     """(colour index, component cut to its box, (x, y) of the box) of everything larger than a speck."""
     present = np.unique(labels)
     for color in present[present < len(COLORS)]:
         numbered, _ = ndimage.label(labels == color, structure=_EIGHT)
         for number, (rows, columns) in enumerate(ndimage.find_objects(numbered), start=1):
-            if max(rows.stop - rows.start, columns.stop - columns.start) >= speck:
+            if max(rows.stop - rows.start, columns.stop - columns.start) >= _speck_side(labels):
                 yield int(color), numbered[rows, columns] == number, (columns.start, rows.start)
 
 

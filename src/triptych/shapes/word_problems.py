@@ -6,7 +6,6 @@ This room knows the wording and the train/test split. It must not know pictures,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
 from string import Formatter
 
 import numpy as np
@@ -90,25 +89,20 @@ def _problem(tag: str, held_out: bool, rng: np.random.Generator) -> WordProblem:
         a, b = (f"{rng.choice(COLORS)} {plural(str(kind))}" for kind in rng.choice(KINDS, 2, replace=False))
         said = {name: NUMBER_WORDS[value] for name, value in numbers.items()} | {"a": a, "b": b}
         key = f"{formula}: {', '.join(said[name] for name in fields)}"
-        totals = _totals(formula, numbers)
-        if is_held_out(key) == held_out and min(totals) > 0 and max(totals) <= HIGHEST:
-            thought, answer = _worked(formula, numbers)
-            question = text.format(**said)
-            return WordProblem(tag=tag, question=question, thought=thought, answer=answer, key=key)
+        steps = _steps(formula, numbers)
+        if is_held_out(key) == held_out and all(0 < after <= HIGHEST for *_, after in steps):
+            word = NUMBER_WORDS
+            told = [f"{word[before]} {sign} {word[n]} is {word[after]}." for before, sign, n, after in steps]
+            question, answer = text.format(**said), word[steps[-1][-1]]
+            return WordProblem(tag=tag, question=question, thought=" ".join(told), answer=answer, key=key)
 
 
-def _totals(formula: str, numbers: dict[str, int]) -> list[int]:
-    """What a sum comes to, from its first number on, step by step."""
+def _steps(formula: str, numbers: dict[str, int]) -> list[tuple[int, str, int, int]]:
+    """A sum step by step: what there was, "plus" or "minus", how many, what there is then."""
     first, *rest = formula.split()
-    steps = [
-        (1 if sign == "plus" else -1) * numbers[n] for sign, n in zip(rest[::2], rest[1::2], strict=True)
-    ]
-    return list(accumulate(steps, initial=numbers[first]))
-
-
-def _worked(formula: str, numbers: dict[str, int]) -> tuple[str, str]:
-    """A sum step by step, and its result: ("six plus two is eight.", "eight")."""
-    totals, rest = [NUMBER_WORDS[n] for n in _totals(formula, numbers)], formula.split()[1:]
-    steps = zip(totals, rest[::2], rest[1::2], totals[1:], strict=False)
-    told = [f"{before} {sign} {NUMBER_WORDS[numbers[n]]} is {after}." for before, sign, n, after in steps]
-    return " ".join(told), totals[-1]
+    steps, before = [], numbers[first]
+    for sign, name in zip(rest[::2], rest[1::2], strict=True):
+        after = before + numbers[name] if sign == "plus" else before - numbers[name]
+        steps.append((before, sign, numbers[name], after))
+        before = after
+    return steps
