@@ -462,6 +462,27 @@ def load_segment(path: Path) -> Segment:
     return _KINDS[about["kind"]](name=about["name"], context=context, sampling=sampling, **recorded)
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What a model's ``score`` of a segment was asked for, each ``[B, A]`` fp32; None where it was not.
+
+    ``entropy`` and ``kl``, that to the reference, are exact and in nats (a dimension, of a denoising step);
+    ``reference_logp`` is the reference's log-probability. Denoising steps alone have ``old_kl``, the
+    divergence of the policy that acted from this one, ``mean (mu - mu_old)^2 / (2 std^2)`` (Flow-DPPO's D),
+    and of each step the spread ``std`` and the length ``step_size``, which is -d; GRPO-Guard needs all three.
+    Noised points alone have a ``velocity [B, A, ...]``.
+    """
+
+    logp: Tensor | None = None
+    entropy: Tensor | None = None
+    kl: Tensor | None = None
+    reference_logp: Tensor | None = None
+    old_kl: Tensor | None = None
+    std: Tensor | None = None
+    step_size: Tensor | None = None
+    velocity: Tensor | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """One finished episode as a reward sees it.

@@ -165,14 +165,14 @@ def test_a_picture_in_the_prompt_counts_for_the_distribution() -> None:
 
 def warmer_than_recorded() -> Callable[..., Tensor]:
     right = kernel.log_policy
-    return lambda logits, temperature, guidance=1.0, *_: right(logits, 1.25 * temperature, guidance)
+    return lambda logits, asked: right(logits, replace(asked, temperature=1.25 * asked.temperature))
 
 
 def swapped_branches() -> Callable[..., Tensor]:
     right = kernel.guided
 
-    def wrong(logits: Tensor, guidance: float, *_: None) -> Tensor:
-        return right(logits if guidance == 1 else torch.cat(logits.chunk(2)[::-1]), guidance)
+    def wrong(logits: Tensor, asked: Sampling) -> Tensor:
+        return right(logits if asked.guidance == 1 else torch.cat(logits.chunk(2)[::-1]), asked)
 
     return wrong
 

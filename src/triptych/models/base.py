@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from triptych.errors import UserError
 from triptych.kernels.relaxed import Relaxation
 from triptych.models.quiet import quiet
-from triptych.trajectory import NoiseKey, Picture, Prompt, Sampling, Segment, TextSegment
+from triptych.trajectory import NoiseKey, Picture, Prompt, Sampling, Scores, Segment, TextSegment
 
 
 class Codec(Protocol):
@@ -41,25 +41,6 @@ class Codec(Protocol):
     def decode_soft(self, vectors: Tensor) -> Tensor:
         """As :meth:`decode`, of mixtures ``[B, N, d]`` of the codebook's rows, with gradients to them."""
         ...
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What ``score`` was asked for, each ``[B, A]`` fp32; None where it was not.
-
-    ``kl`` is that to the reference, exact; ``reference_logp`` the reference's log-probability. Denoising
-    steps alone have ``old_kl``, the divergence of the policy that acted from this one, exact, and of each
-    step the spread ``std`` and the length ``step_size``. Noised points alone have a ``velocity [B, A, ...]``.
-    """
-
-    logp: Tensor | None = None
-    entropy: Tensor | None = None
-    kl: Tensor | None = None
-    reference_logp: Tensor | None = None
-    old_kl: Tensor | None = None
-    std: Tensor | None = None
-    step_size: Tensor | None = None
-    velocity: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +134,8 @@ class UnifiedModel(nn.Module, ABC):
     def score(self, segment: Segment, need: frozenset[str], reference: bool = False) -> Scores:
         """Score recorded actions with the present weights, by the settings recorded in the segment.
 
-        ``need`` names what to return, see :class:`Scores`. ``reference=True`` scores with the reference
-        weights instead. What a kind of segment lacks is an error that says why.
+        ``need`` names what to return, see :class:`~triptych.trajectory.Scores`. ``reference=True`` scores
+        with the reference weights instead. What a kind of segment lacks is an error that says why.
         """
         known = [f.name for f in fields(Scores) if f.name not in segment.lacks]
         if unknown := sorted(need - set(known)):

@@ -285,7 +285,7 @@ def autoregress(
     logp, taken = torch.zeros_like(tokens, dtype=torch.float32), torch.zeros_like(tokens, dtype=torch.bool)
     ended = torch.zeros_like(here, dtype=torch.bool)
     for a in range(actions):
-        draw = kernel.sample(head(hidden), uniforms[here, a], sampling.temperature, sampling.guidance)
+        draw = kernel.sample(head(hidden), uniforms[here, a], sampling)
         tokens[here, a], logp[here, a], taken[here, a] = draw.tokens * ~ended, draw.logp * ~ended, ~ended
         if end is not None:
             ended |= draw.tokens == end

@@ -28,7 +28,7 @@ from triptych.kernels import tokens as kernel
 from triptych.kernels.noise import uniforms
 from triptych.kernels.relaxed import Relaxation, relaxed
 from triptych.models import causal
-from triptych.models.base import Codec, Example, LossSum, Scores, from_pictures
+from triptych.models.base import Codec, Example, LossSum, from_pictures
 from triptych.models.causal import Prefix
 from triptych.models.packed import packed
 from triptych.models.patch_codec import PatchCodec
@@ -40,6 +40,7 @@ from triptych.trajectory import (
     Picture,
     Prompt,
     Sampling,
+    Scores,
     Segment,
     TokenImageSegment,
     TokenSegment,
@@ -206,7 +207,7 @@ class JanusModel(WritingModel):
     ) -> TokenImageSegment:
         """Draw pictures: ``tokens [B, N]`` in raster order."""
         before, core = self._drawing_prefix(prompts, sampling.guidance), self.network.model
-        rows = len(prompts) * kernel.branches(sampling.guidance)
+        rows = len(prompts) * kernel.branches(sampling)
         with packed(self._lm, core.generation_head, core.generation_aligner, rows=rows):
             drawn = causal.autoregress(
                 before,
@@ -224,7 +225,7 @@ class JanusModel(WritingModel):
         """Also of a drawing, then ``[B or 2B, A, D]``."""
         if not isinstance(segment, TokenImageSegment):
             return super()._written(segment)
-        guidance, branches = segment.sampling.guidance, kernel.branches(segment.sampling.guidance)
+        guidance, branches = segment.sampling.guidance, kernel.branches(segment.sampling)
         if blank is None:
             before = self._drawing_prefix(segment.context, guidance)
         else:

@@ -25,7 +25,7 @@ from triptych.kernels import tokens as token_kernel
 from triptych.kernels.noise import uniforms
 from triptych.kernels.relaxed import Relaxation, relaxed
 from triptych.models import canvas
-from triptych.models.base import Example, LossSum, Scores
+from triptych.models.base import Example, LossSum
 from triptych.models.causal import Prefix
 from triptych.models.magvit2 import MagViT2Codec
 from triptych.models.masked_network import BEGIN_IMAGE, DRAW, END_IMAGE, READ, MaskedNetwork
@@ -40,6 +40,7 @@ from triptych.trajectory import (
     Picture,
     Prompt,
     Sampling,
+    Scores,
     Segment,
     TokenSegment,
 )
@@ -95,7 +96,7 @@ class MaskedModel(WritingModel):
         With guidance, every row again after the empty prompt, and before that, with two scales, after its
         pictures alone. Rows in ``blank [B]`` have no text of their own.
         """
-        network, branches = self.network, token_kernel.branches(sampling.guidance, sampling.source_guidance)
+        network, branches = self.network, token_kernel.branches(sampling)
         bare, hide = [Prompt.of(*p.pictures) for p in prompts], blank or [False] * len(prompts)
         rows = [pictures if h else p for p, pictures, h in zip(prompts, bare, hide, strict=True)]
         rows += bare if branches == 3 else []
@@ -127,8 +128,7 @@ class MaskedModel(WritingModel):
             raise UserError("denoise is for latents, and these are tokens: leave it at its default")
         noise = kernel.noise(keys, self.draw_tokens, sampling.unmask).to(self.device)
         head = self.network.code_head()
-        branches = token_kernel.branches(sampling.guidance, sampling.source_guidance)
-        rows = len(prompts) * (self.draw_tokens + 2) * branches
+        rows = len(prompts) * (self.draw_tokens + 2) * token_kernel.branches(sampling)
         with packed(self._lm, head, rows=rows):
             drawn = kernel.unmask(self._hidden(prompts, sampling), head, noise, sampling)
         return MaskedImageSegment(
@@ -184,7 +184,7 @@ class MaskedModel(WritingModel):
             with self.reference():
                 hidden, head = self._hidden(*about), self.network.code_head()
             other = (self.reference()(hidden), self.reference()(head))
-        found = kernel.score(
+        return kernel.score(
             segment,
             self._hidden(*about),
             self.network.code_head(),
@@ -192,7 +192,6 @@ class MaskedModel(WritingModel):
             entropy="entropy" in need,
             reference=other,
         )
-        return Scores(**vars(found))
 
     # -- learning ----------------------------------------------------------------------------------
     def _drawing_loss(self, examples: Sequence[Example]) -> LossSum:

@@ -38,7 +38,7 @@ from triptych.errors import UserError
 from triptych.kernels import flow
 from triptych.kernels.noise import normals
 from triptych.kernels.tokens import branches, guided
-from triptych.models.base import Example, LossSum, Scores
+from triptych.models.base import Example, LossSum
 from triptych.models.causal import Prefix
 from triptych.models.latent_codec import AutoencoderCodec, LatentCodec, open_latent_codec
 from triptych.models.packed import quick
@@ -53,6 +53,7 @@ from triptych.trajectory import (
     NoiseKey,
     Prompt,
     Sampling,
+    Scores,
     Segment,
     TokenSegment,
     Unmasking,
@@ -120,18 +121,17 @@ class UniRLZeroModel(WritingModel):
     # -- drawing -----------------------------------------------------------------------------------
     def _velocity(self, prompts: Sequence[Prompt], sampling: Sampling) -> flow.Velocity:
         """The guided velocity after these prompts, which are run here, once."""
-        scales = (sampling.guidance, sampling.source_guidance)
         told, source = self._captions(prompts), self._sources(prompts)
         null, nothing = torch.zeros_like(told), torch.zeros_like(source)
         seen = [(told, source), (null, source), (null, nothing)]  # c, i, u
-        seen = {1: seen[:1], 2: seen[::2], 3: seen}[branches(*scales)]
+        seen = {1: seen[:1], 2: seen[::2], 3: seen}[branches(sampling)]
 
         def velocity(x: Tensor, sigma: Tensor, step: Tensor) -> Tensor:
             steps = len(x) // len(prompts)  # when scored, several at once
             captions = torch.cat([c.repeat(steps, 1, 1) for c, _ in seen])
             sources = torch.cat([latent.repeat(steps, 1, 1, 1) for _, latent in seen])
             inputs = (x.repeat(len(seen), 1, 1, 1), sigma.repeat(len(seen)), captions, sources)
-            return guided(self.network.dm(*inputs, recompute=self.recompute), *scales)
+            return guided(self.network.dm(*inputs, recompute=self.recompute), sampling)
 
         return velocity
 
@@ -169,14 +169,14 @@ class UniRLZeroModel(WritingModel):
         segment = segment.to(self.device)
         with self._quick(self._lm, self.network.dm):
             if isinstance(segment, FlowImageSegment):
-                return Scores(**vars(self._drawn_scores(segment, need)))
+                return self._drawn_scores(segment, need)
             if isinstance(segment, NoisedImageSegment):
                 velocity = self._velocity(segment.context, segment.sampling)
                 return Scores(velocity=flow.velocities(segment, velocity, at_once=self._at_once(segment)))
             assert isinstance(segment, TokenSegment), f"{self.name} drew no {segment.kind} segment"
             return self._token_scores(segment, need)
 
-    def _drawn_scores(self, segment: FlowImageSegment, need: frozenset[str]) -> flow.FlowScores:
+    def _drawn_scores(self, segment: FlowImageSegment, need: frozenset[str]) -> Scores:
         sampling, other = segment.sampling, None
         if "kl" in need:
             with self.reference():
@@ -186,8 +186,8 @@ class UniRLZeroModel(WritingModel):
 
     def _at_once(self, segment: Segment) -> int:
         """How many steps of each row one forward takes."""
-        scales = (segment.sampling.guidance, segment.sampling.source_guidance)
-        return max(1, SCORED_AT_ONCE // (len(segment) * branches(*scales) * math.prod(self.shape)))
+        rows = len(segment) * branches(segment.sampling)
+        return max(1, SCORED_AT_ONCE // (rows * math.prod(self.shape)))
 
     # -- learning ----------------------------------------------------------------------------------
     def _drawing_loss(self, examples: Sequence[Example]) -> LossSum:
