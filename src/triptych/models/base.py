@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from triptych.errors import UserError
 from triptych.kernels.relaxed import Relaxation
-from triptych.models.quiet import quiet
+from triptych.models.lora import LoraSettings, adapters, add_lora, load_adapter, without_adapters
+from triptych.models.weights import quiet
 from triptych.trajectory import NoiseKey, Picture, Prompt, Sampling, Scores, Segment, TextSegment
 
 
@@ -67,16 +68,6 @@ class LossSum:
 
     total: Tensor
     count: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraSettings:
-    """Low-rank adapters through peft: rank, alpha, which linear layers, which modules train in full."""
-
-    rank: int = 16
-    alpha: int = 32
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    full: tuple[str, ...] = ()
 
 
 @dataclass
@@ -204,8 +195,6 @@ class UnifiedModel(nn.Module, ABC):
 
     def add_lora(self, settings: LoraSettings) -> None:
         """Put adapters on the network and freeze all else but ``settings.full``; needs the extra ``lora``."""
-        from triptych.models.lora import add_lora
-
         add_lora(self.network, settings, self.tower)
 
     # -- the reference -----------------------------------------------------------------------------
@@ -215,8 +204,6 @@ class UnifiedModel(nn.Module, ABC):
         With adapters nothing is copied: the reference is the base, the adapter switched off. ``offload``
         keeps the copy in main memory except while it is used.
         """
-        from triptych.models.lora import adapters
-
         if adapters(self.network):
             return
         copy = deepcopy(self.network).requires_grad_(False)
@@ -245,8 +232,6 @@ class UnifiedModel(nn.Module, ABC):
 
         ``model.reference()(f)`` is ``f``, computing so whenever it is called.
         """
-        from triptych.models.lora import adapters, without_adapters
-
         with torch.no_grad():
             if adapters(self.network):
                 with without_adapters(self.network):
@@ -265,8 +250,6 @@ class UnifiedModel(nn.Module, ABC):
     # -- files -------------------------------------------------------------------------------------
     def load_weights(self, folder: Path) -> None:
         """Take over what :meth:`save_pretrained` wrote: all weights, or the adapter's where there is one."""
-        from triptych.models.lora import adapters, load_adapter
-
         if adapters(self.network):
             load_adapter(self.network, folder)
         else:

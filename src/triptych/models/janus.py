@@ -18,7 +18,6 @@ from typing import Any, ClassVar, Self
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, JanusConfig, JanusForConditionalGeneration, PreTrainedTokenizerBase
 from transformers.utils import cached_file
@@ -32,8 +31,8 @@ from triptych.models.base import Codec, Example, LossSum, from_pictures
 from triptych.models.causal import Prefix
 from triptych.models.packed import packed
 from triptych.models.patch_codec import PatchCodec
-from triptych.models.quiet import quiet
 from triptych.models.rows import as_recorded, left_padded, mark
+from triptych.models.weights import opening, quiet
 from triptych.models.writing import WritingModel
 from triptych.trajectory import (
     NoiseKey,
@@ -289,19 +288,16 @@ class JanusModel(WritingModel):
     @classmethod
     def _open(cls, folder: str | Path, dtype: torch.dtype) -> Self:
         has_codec = (Path(folder) / PatchCodec.FILE).exists()
-        try:
-            with quiet():
-                network, info = JanusForConditionalGeneration.from_pretrained(
-                    folder,
-                    config=_config(folder),
-                    dtype=dtype,
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=True,  # so that they are listed; they are an error below
-                )
-                tokenizer = AutoTokenizer.from_pretrained(folder)
-            codec = PatchCodec.load(Path(folder)) if has_codec else None
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"cannot open {folder} as a Janus model: {str(error).splitlines()[0]}") from None
+        with opening(f"cannot open {folder} as a Janus model"):
+            network, info = JanusForConditionalGeneration.from_pretrained(
+                folder,
+                config=_config(folder),
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that they are listed; they are an error below
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        codec = PatchCodec.load(Path(folder)) if has_codec else None
         missing = [k for k in info["missing_keys"] if codec is None or ".vqmodel." not in k]
         misshapen = [f"{key} {tuple(found)}" for key, found, _ in info["mismatched_keys"]]
         wrong = sorted([*missing, *info["unexpected_keys"], *misshapen])
