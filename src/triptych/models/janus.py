@@ -31,7 +31,7 @@ from triptych.models.base import Codec, Example, LossSum, from_pictures
 from triptych.models.causal import Prefix
 from triptych.models.packed import packed
 from triptych.models.patch_codec import PatchCodec
-from triptych.models.rows import as_recorded, left_padded, mark
+from triptych.models.rows import as_recorded, mark, padded
 from triptych.models.weights import opening, quiet
 from triptych.models.writing import WritingModel
 from triptych.trajectory import (
@@ -124,8 +124,7 @@ class JanusModel(WritingModel):
 
     def _ids(self, prompts: Sequence[Prompt], draw: bool) -> tuple[Tensor, Tensor]:
         rows = [self.tokenizer(self._as_text(p, draw))["input_ids"] for p in prompts]
-        ids, valid = left_padded(rows, int(self.tokenizer.pad_token_id or 0))
-        return ids.to(self.device), valid.to(self.device)
+        return padded(rows, int(self.tokenizer.pad_token_id or 0), self.device)
 
     def _without_condition(self, ids: Tensor) -> Tensor:
         """The unconditional row: begin-of-sentence and begin-of-image stay, all else becomes padding."""

@@ -35,7 +35,7 @@ from triptych.models import causal
 from triptych.models.causal import Decoder
 from triptych.models.connector import Connector, ConnectorSizes
 from triptych.models.diffusion import DiffusionExpert, expert_of
-from triptych.models.rows import left_padded
+from triptych.models.rows import padded
 from triptych.models.weights import INDEX, fill, open_part, opened, read_config, read_state_dict
 from triptych.trajectory import Picture
 
@@ -145,9 +145,7 @@ class UniRLZeroNetwork(nn.Module):
         order = [number[id(picture)] for seen in pictures for picture in seen]
         lengths = iter([len(features[i]) for i in order])
         wide = [[t for i in row for t in [i] * (next(lengths) if i == mark else 1)] for row in rows]
-        ids, valid = (
-            x.to(self.lm.device) for x in left_padded(wide, self.config.text_config.pad_token_id or 0)
-        )
+        ids, valid = padded(wide, self.config.text_config.pad_token_id or 0, self.lm.device)
         here = valid & (ids == mark)
         embeds: Tensor = self.get_input_embeddings()(ids)
         if order:
