@@ -6,6 +6,7 @@ Knows files and tensors; which names a layout has is for the model to say.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -44,6 +45,11 @@ def read_config(folder: str | Path, name: str = "config.json") -> dict[str, Any]
         return dict(json.loads(path.read_text()))
     except (TypeError, ValueError) as error:
         raise UserError(f"{path} is not a JSON object: {error}") from None
+
+
+def known(kind: type[Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a config's entries those that are fields of the dataclass ``kind``."""
+    return {field.name: about[field.name] for field in fields(kind) if field.name in about}
 
 
 def read_state_dict(folder: str | Path, names: Sequence[str]) -> dict[str, Tensor]:
