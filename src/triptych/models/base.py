@@ -87,13 +87,15 @@ class UnifiedModel(nn.Module, ABC):
     an instance may narrow where its files hold less; asking for another is an error. The model stays in eval
     mode for good: dropout in one of two passes would make the policy that is scored another one than the
     policy that acted. Layers whose names begin with ``tower`` never get adapters. ``captions``: how wide are
-    those that its diffusion expert is told, 0 where it has none.
+    those that its diffusion expert is told, 0 where it has none. ``experts`` are parts that may be trained
+    apart.
     """
 
     can: frozenset[str] = frozenset()
     name: ClassVar[str] = "model"
     tower: ClassVar[str] = ""
     captions: int = 0
+    experts: ClassVar[tuple[str, ...]] = ("model",)
     network: Any
 
     def __init__(self) -> None:
@@ -179,8 +181,16 @@ class UnifiedModel(nn.Module, ABC):
         """How many elements :meth:`supervised_loss` would sum over, without computing anything."""
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters by expert name; each group may have its own learning rate."""
-        return {"model": [p for p in self.network.parameters() if p.requires_grad]}
+        """Trainable parameters by expert, of those that have some; each may have its own learning rate."""
+        groups: dict[str, list[nn.Parameter]] = {expert: [] for expert in self.experts}
+        for name, parameter in self.network.named_parameters():
+            if parameter.requires_grad:
+                groups[self._expert(name)].append(parameter)
+        return {expert: found for expert, found in groups.items() if found}
+
+    def _expert(self, name: str) -> str:
+        """Which of ``experts`` the network's parameter of that name belongs to."""
+        return self.experts[0]
 
     def train_only(self, names: Sequence[str]) -> None:
         """Freeze all other groups than ``names``, each of which must be there; raises UserError."""

@@ -13,9 +13,10 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from math import isqrt
 from pathlib import Path
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import one_hot
 from transformers import PreTrainedTokenizerBase
 
@@ -51,6 +52,7 @@ CODEC_FOLDER = "vq"
 class MaskedModel(WritingModel):
     """Reads, and draws by unmasking, over a :class:`MaskedNetwork`."""
 
+    experts: ClassVar[tuple[str, ...]] = ("model", "attention", "tokens")
     network: MaskedNetwork
     codec: PatchCodec | MagViT2Codec
 
@@ -75,17 +77,11 @@ class MaskedModel(WritingModel):
     def _canvas_prefix(self, prompts: Sequence[Prompt]) -> Prefix:
         """What stands before a canvas."""
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Of what trains: "tokens", embeddings and head; "attention", queries and keys; "model", all else."""
-        ends = (self.network.get_input_embeddings(), self.network.lm.lm_head)
-        tokens = {id(p) for module in ends for p in module.parameters()}
-        groups: dict[str, list[nn.Parameter]] = {"model": [], "attention": [], "tokens": []}
-        for name, parameter in self.network.named_parameters():
-            matched = "q_proj." in name or "k_proj." in name
-            group = "tokens" if id(parameter) in tokens else "attention" if matched else "model"
-            if parameter.requires_grad:
-                groups[group].append(parameter)
-        return {name: found for name, found in groups.items() if found}
+    def _expert(self, name: str) -> str:
+        """Embeddings and head; queries and keys; all else."""
+        if "embed_tokens." in name or "lm_head." in name:
+            return "tokens"
+        return "attention" if "q_proj." in name or "k_proj." in name else "model"
 
     # -- drawing -----------------------------------------------------------------------------------
     def _hidden(

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from triptych.errors import UserError
@@ -75,6 +75,7 @@ class UniRLZeroModel(WritingModel):
     name: ClassVar[str] = "unirl_zero"
     title: ClassVar[str] = "UniRL-Zero"
     tower: ClassVar[str] = "lm.model.visual."
+    experts: ClassVar[tuple[str, ...]] = ("lm", "connector", "queries", "dm")
     network: UniRLZeroNetwork
     codec: LatentCodec
 
@@ -217,9 +218,8 @@ class UniRLZeroModel(WritingModel):
     def _drawing_count(self, examples: Sequence[Example]) -> int:
         return len(examples)
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Those of "lm", "connector", "queries" and "dm" that have something to train."""
-        return self.network.groups()
+    def _expert(self, name: str) -> str:
+        return name.split(".")[0]
 
     # -- files -------------------------------------------------------------------------------------
     @classmethod

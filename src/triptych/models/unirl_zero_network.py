@@ -80,9 +80,8 @@ class Queries(nn.Module):
 
 
 class UniRLZeroNetwork(nn.Module):
-    """All weights: ``lm.*``, ``connector.*``, ``queries.draw``, ``queries.edit``, ``dm.*``: four groups."""
+    """All weights: ``lm.*``, ``connector.*``, ``queries.draw``, ``queries.edit``, ``dm.*``: four experts."""
 
-    GROUPS: ClassVar[tuple[str, ...]] = ("lm", "connector", "queries", "dm")
     base_model_prefix: ClassVar[str] = ""  # peft asks for it where a part's published names have changed
 
     def __init__(
@@ -186,15 +185,6 @@ class UniRLZeroNetwork(nn.Module):
             recompute=recompute,
         )
         return self.connector(hidden[:, columns.embeds.shape[1] :], recompute)
-
-    # -- learning ----------------------------------------------------------------------------------
-    def groups(self) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters by expert, of those that have some."""
-        found: dict[str, list[nn.Parameter]] = {group: [] for group in self.GROUPS}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                found[name.split(".")[0]].append(parameter)
-        return {group: parameters for group, parameters in found.items() if parameters}
 
     # -- files -------------------------------------------------------------------------------------
     def save(self, folder: Path) -> None:
