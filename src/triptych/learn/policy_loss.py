@@ -158,8 +158,7 @@ class Denominators:
     @classmethod
     def count(cls, policy_mask: Tensor, mask: Tensor, config: PolicyLossConfig) -> "Denominators":
         """The counts of one micro-batch: add them over the optimizer step and over processes before use."""
-        kind, length = config.aggregation, config.constant_length
-        return cls(denominator(policy_mask, kind, length), denominator(mask, kind, length))
+        return cls(_count(policy_mask, config), _count(mask, config))
 
 
 def policy_terms(
@@ -267,18 +266,14 @@ def _kl(fresh: Tensor, config: PolicyLossConfig, beside: Mapping[str, Tensor]) -
     return r.exp() - r - 1
 
 
-def denominator(mask: Tensor, kind: Aggregation, constant_length: int | None = None) -> Tensor:
+def _count(mask: Tensor, config: PolicyLossConfig) -> Tensor:
     """The local count that belongs to :func:`aggregate`, a float64 scalar; a global one is the sum of these.
 
     "token": actions; "sequence": rows with at least one; "constant": those rows times ``constant_length``.
     """
-    rows = mask.any(dim=1).sum().double()
-    if kind == "token":
+    if config.aggregation == "token":
         return mask.sum().double()
-    if kind == "sequence":
-        return rows
-    assert constant_length is not None, "the configuration checked this"
-    return rows * constant_length
+    return mask.any(dim=1).sum().double() * (config.constant_length or 1)
 
 
 def aggregate(values: Tensor, mask: Tensor, kind: Aggregation, denominator: float | Tensor) -> Tensor:
@@ -297,11 +292,7 @@ def aggregate(values: Tensor, mask: Tensor, kind: Aggregation, denominator: floa
 def total_loss(terms: PolicyTerms, config: PolicyLossConfig, denominators: Denominators) -> Tensor:
     """Policy loss + kl_coef KL - entropy_coef entropy: one micro-batch's part of the step's loss."""
     loss = aggregate(terms.policy, terms.policy_mask, config.aggregation, denominators.policy)
-    if config.kl_coef:
-        loss = loss + config.kl_coef * aggregate(
-            terms.kl, terms.mask, config.aggregation, denominators.regulariser
-        )
-    if config.entropy_coef:
-        entropy = aggregate(terms.entropy, terms.mask, config.aggregation, denominators.regulariser)
-        loss = loss - config.entropy_coef * entropy
+    for weight, values in ((config.kl_coef, terms.kl), (-config.entropy_coef, terms.entropy)):
+        if weight:
+            loss = loss + weight * aggregate(values, terms.mask, config.aggregation, denominators.regulariser)
     return loss
