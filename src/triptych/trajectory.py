@@ -217,13 +217,15 @@ class Segment(ABC):
 
     def __post_init__(self) -> None:
         shape = (len(self.context), self.actions)
-        for name, dtype in (("logp", torch.float32), ("mask", torch.bool)):
-            value = getattr(self, name)
-            assert value.shape == shape, f"{self.name}.{name} is {tuple(value.shape)}, expected {shape}"
-            assert value.dtype == dtype, f"{self.name}.{name} is {value.dtype}, expected {dtype}"
-
+        self._check("logp", shape, torch.float32)
+        self._check("mask", shape, torch.bool)
         for name, value in self.tensors().items():
             assert len(value) == len(self), f"{self.name}.{name} has {len(value)} rows, expected {len(self)}"
+
+    def _check(self, field: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        value = getattr(self, field)
+        assert value.shape == shape, f"{self.name}.{field} is {tuple(value.shape)}, expected {shape}"
+        assert value.dtype == dtype, f"{self.name}.{field} is {value.dtype}, expected {dtype}"
 
     def __len__(self) -> int:
         return len(self.context)
@@ -393,16 +395,10 @@ class FlowImageSegment(Segment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("latents", "sigmas", "means"):
-            value = getattr(self, name)
-            assert value.dtype == torch.float32, (
-                f"{self.name}.{name} is {value.dtype}, expected torch.float32"
-            )
         rows, points, *shape = self.latents.shape
-        expected = {"sigmas": (rows, points), "means": (rows, self.actions, *shape)}
-        for name, size in expected.items():
-            found = tuple(getattr(self, name).shape)
-            assert found == size, f"{self.name}.{name} is {found}, expected {size}"
+        self._check("latents", (rows, points, *shape), torch.float32)
+        self._check("sigmas", (rows, points), torch.float32)
+        self._check("means", (rows, self.actions, *shape), torch.float32)
 
     @property
     def actions(self) -> int:
