@@ -261,10 +261,10 @@ class JanusModel(WritingModel):
         return tuple(255 * images.permute(0, 2, 3, 1))
 
     # -- learning ----------------------------------------------------------------------------------
-    def _drawing_loss(self, examples: Sequence[Example]) -> LossSum:
+    def _drawing_loss(self, examples: Sequence[Example], encoded: Tensor) -> LossSum:
         """Next-token cross-entropy of codes."""
-        ids = self._encode([e.target for e in examples if isinstance(e.target, Tensor)])
-        drawn = TokenImageSegment(**as_recorded(examples, ids, torch.ones_like(ids, dtype=torch.bool)))
+        every = torch.ones_like(encoded, dtype=torch.bool)
+        drawn = TokenImageSegment(**as_recorded(examples, encoded, every))
         return self._loss(drawn, blank=torch.tensor([e.unconditional for e in examples], device=self.device))
 
     def _drawing_count(self, examples: Sequence[Example]) -> int:

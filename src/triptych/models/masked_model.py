@@ -32,7 +32,7 @@ from triptych.models.magvit2 import MagViT2Codec
 from triptych.models.masked_network import BEGIN_IMAGE, DRAW, END_IMAGE, READ, MaskedNetwork
 from triptych.models.packed import packed
 from triptych.models.patch_codec import PatchCodec
-from triptych.models.rows import mark
+from triptych.models.rows import mark, times
 from triptych.models.writing import WritingModel
 from triptych.trajectory import (
     Denoising,
@@ -190,14 +190,13 @@ class MaskedModel(WritingModel):
         )
 
     # -- learning ----------------------------------------------------------------------------------
-    def _drawing_loss(self, examples: Sequence[Example]) -> LossSum:
+    def _drawing_loss(self, examples: Sequence[Example], encoded: Tensor) -> LossSum:
         """Cross-entropy of hidden codes."""
-        ids = self._encode([e.target for e in examples if isinstance(e.target, Tensor)])
-        return self._loss(canvas.target(examples, ids), blank=[e.unconditional for e in examples])
+        return self._loss(canvas.target(examples, encoded), blank=[e.unconditional for e in examples])
 
     def _drawing_count(self, examples: Sequence[Example]) -> int:
         """Codes that are hidden."""
-        return int(canvas.mask_counts(examples, self.draw_tokens).sum()) if examples else 0
+        return int(kernel.hidden_count(times(examples), self.draw_tokens).sum()) if examples else 0
 
     def _save(self, folder: Path) -> None:
         self.network.save(folder)

@@ -191,25 +191,24 @@ class UniRLZeroModel(WritingModel):
         return max(1, SCORED_AT_ONCE // (rows * math.prod(self.shape)))
 
     # -- learning ----------------------------------------------------------------------------------
-    def _drawing_loss(self, examples: Sequence[Example]) -> LossSum:
+    def _drawing_loss(self, examples: Sequence[Example], encoded: Tensor) -> LossSum:
         """Flow matching: the mean squared error of the velocity, one element a drawing.
 
         Where an example has captions, that of the first queries' captions is added.
         """
-        clean = self._encode([e.target for e in examples if isinstance(e.target, Tensor)])
-        drawn = normals([e.key for e in examples], 1 + clean[0].numel())[:, 1:]  # the first is the time's
-        noise, sigma = drawn.to(clean).view_as(clean), noise_levels(examples).to(clean)
+        drawn = normals([e.key for e in examples], 1 + encoded[0].numel())[:, 1:]  # the first is the time's
+        noise, sigma = drawn.to(encoded).view_as(encoded), noise_levels(examples).to(encoded)
         told = torch.tensor([not e.unconditional for e in examples], device=self.device)
         prompts = [e.prompt for e in examples]
         said = self._captions(prompts)
         velocity = self.network.dm(
-            torch.lerp(clean, noise, sigma[:, None, None, None]),
+            torch.lerp(encoded, noise, sigma[:, None, None, None]),
             sigma,
             said * told[:, None, None],
             self._sources(prompts),
             recompute=self.recompute,
         )
-        errors = (velocity - (noise - clean)).square().flatten(1).mean(1)
+        errors = (velocity - (noise - encoded)).square().flatten(1).mean(1)
         for b, example in enumerate(examples):
             if (to := example.captions) is not None:
                 errors[b] += (said[b, : len(to)].to(errors) - to.to(errors)).square().mean()

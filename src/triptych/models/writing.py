@@ -80,8 +80,8 @@ class WritingModel(UnifiedModel):
         return causal.continued(before, answer, segment.mask[:, :-1], recompute=self.recompute)
 
     @abstractmethod
-    def _drawing_loss(self, examples: Sequence[Example]) -> LossSum:
-        """The loss of pictures to draw."""
+    def _drawing_loss(self, examples: Sequence[Example], encoded: Tensor) -> LossSum:
+        """The loss of pictures to draw, whose codes or latents are ``encoded [B, ...]``."""
 
     @abstractmethod
     def _drawing_count(self, examples: Sequence[Example]) -> int:
@@ -143,10 +143,10 @@ class WritingModel(UnifiedModel):
     def supervised_loss(self, examples: Sequence[Example]) -> dict[str, LossSum]:
         """The loss of drawings ("draw"), and cross-entropy of answers with their end token ("read")."""
         losses = {}
-        draws = [e for e in examples if isinstance(e.target, Tensor)]
         reads = [e for e in examples if isinstance(e.target, str)]
-        if draws:
-            losses["draw"] = self._drawing_loss(draws)
+        draws = [e for e in examples if isinstance(e.target, Tensor)]
+        if pictures := [e.target for e in draws if isinstance(e.target, Tensor)]:
+            losses["draw"] = self._drawing_loss(draws, self._encode(pictures))
         if reads:
             losses["read"] = self._loss(answers(self.tokenizer, reads, self.end, self.device))
         return losses
