@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import pad
 
 from triptych.errors import UserError
 
@@ -278,7 +279,7 @@ class Segment(ABC):
         for name in first.tensors():
             values = [part.tensors()[name] for part in parts]
             width = max(value.shape[1] for value in values)
-            joined[name] = torch.cat([_pad_to(value, width) for value in values])
+            joined[name] = torch.cat([pad(value, (0, width - value.shape[1])) for value in values])
         return replace(first, context=tuple(p for part in parts for p in part.context), **joined)
 
     def save(self, path: Path) -> None:
@@ -300,10 +301,6 @@ class Segment(ABC):
 def _files(path: Path) -> tuple[Path, Path]:
     """Where a segment's tensors and its description lie; a dot in the name is no suffix."""
     return path.with_name(path.name + ".safetensors"), path.with_name(path.name + ".json")
-
-
-def _pad_to(x: Tensor, width: int) -> Tensor:
-    return torch.nn.functional.pad(x, (0, width - x.shape[1])) if x.shape[1] < width else x
 
 
 _NO_POINTS = "velocities are learned at noised points (triptych.kernels.flow.renoised)"
