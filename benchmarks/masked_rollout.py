@@ -22,7 +22,7 @@ import torch
 
 from triptych.models import causal
 from triptych.models.patch_codec import PatchCodec
-from triptych.models.rows import left_padded
+from triptych.models.rows import padded
 from triptych.models.showo import ShowoModel
 from triptych.models.tiny import TinyShowo, tiny_showo
 from triptych.recipes import shapes_world
@@ -52,7 +52,7 @@ def plain(model: ShowoModel, prompts: list[Prompt], asked: argparse.Namespace) -
     """MaskGIT's loop over whole sequences."""
     layout, n = model.layout, model.draw_tokens
     rows = [model._asked(p) for p in prompts] + [model._asked(Prompt.of("")) for _ in prompts]
-    before, valid = left_padded(rows, int(model.tokenizer.pad_token_id))
+    before, valid = padded(rows, int(model.tokenizer.pad_token_id), model.device)
     width = before.shape[1]
     valid = torch.cat([valid, valid.new_ones(len(rows), n + 2)], dim=1)
     mask = causal.causal_mask(valid, valid.shape[1], torch.float32)

@@ -14,6 +14,7 @@ import sys
 import torch
 
 from triptych.kernels.tokens import score, score_hidden
+from triptych.trajectory import Sampling
 
 MIB = 2**20
 
@@ -32,9 +33,9 @@ def measure(way: str, rows: int, actions: int, vocabulary: int, width: int = 64)
     tokens = torch.randint(vocabulary, (rows, actions))
     before = peak()
     if way == "naive":
-        found = score(head(hidden), tokens, 1.0)
+        found = score(head(hidden), tokens, Sampling())
     else:
-        found = score_hidden(hidden, head, tokens, 1.0, vocabulary=vocabulary)
+        found = score_hidden(hidden, head, tokens, Sampling(), vocabulary=vocabulary)
     found.logp.sum().backward()
     return peak() - before
 

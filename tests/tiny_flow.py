@@ -8,8 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from triptych.kernels import flow
-from triptych.models.base import Scores, UnifiedModel
-from triptych.trajectory import FlowImageSegment, NoisedImageSegment, NoiseKey, Prompt, Sampling, Segment
+from triptych.models.base import UnifiedModel
+from triptych.trajectory import (
+    FlowImageSegment,
+    NoisedImageSegment,
+    NoiseKey,
+    Prompt,
+    Sampling,
+    Scores,
+    Segment,
+)
 
 
 class FlowToy(UnifiedModel):
@@ -49,7 +57,7 @@ class FlowToy(UnifiedModel):
             return Scores(velocity=flow.velocities(segment, velocity))
         assert isinstance(segment, FlowImageSegment)
         other = self.reference()(velocity) if "kl" in need else None
-        return Scores(**vars(flow.score(segment, velocity, reference=other)))
+        return flow.score(segment, velocity, reference=other)
 
     def decode(self, segment: Segment) -> Tensor:
         assert isinstance(segment, FlowImageSegment)

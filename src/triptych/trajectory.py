@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import pad
 
 from triptych.errors import UserError
 
@@ -217,13 +218,15 @@ class Segment(ABC):
 
     def __post_init__(self) -> None:
         shape = (len(self.context), self.actions)
-        for name, dtype in (("logp", torch.float32), ("mask", torch.bool)):
-            value = getattr(self, name)
-            assert value.shape == shape, f"{self.name}.{name} is {tuple(value.shape)}, expected {shape}"
-            assert value.dtype == dtype, f"{self.name}.{name} is {value.dtype}, expected {dtype}"
-
+        self._check("logp", shape, torch.float32)
+        self._check("mask", shape, torch.bool)
         for name, value in self.tensors().items():
             assert len(value) == len(self), f"{self.name}.{name} has {len(value)} rows, expected {len(self)}"
+
+    def _check(self, field: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        value = getattr(self, field)
+        assert value.shape == shape, f"{self.name}.{field} is {tuple(value.shape)}, expected {shape}"
+        assert value.dtype == dtype, f"{self.name}.{field} is {value.dtype}, expected {dtype}"
 
     def __len__(self) -> int:
         return len(self.context)
@@ -276,7 +279,7 @@ class Segment(ABC):
         for name in first.tensors():
             values = [part.tensors()[name] for part in parts]
             width = max(value.shape[1] for value in values)
-            joined[name] = torch.cat([_pad_to(value, width) for value in values])
+            joined[name] = torch.cat([pad(value, (0, width - value.shape[1])) for value in values])
         return replace(first, context=tuple(p for part in parts for p in part.context), **joined)
 
     def save(self, path: Path) -> None:
@@ -298,10 +301,6 @@ class Segment(ABC):
 def _files(path: Path) -> tuple[Path, Path]:
     """Where a segment's tensors and its description lie; a dot in the name is no suffix."""
     return path.with_name(path.name + ".safetensors"), path.with_name(path.name + ".json")
-
-
-def _pad_to(x: Tensor, width: int) -> Tensor:
-    return torch.nn.functional.pad(x, (0, width - x.shape[1])) if x.shape[1] < width else x
 
 
 _NO_POINTS = "velocities are learned at noised points (triptych.kernels.flow.renoised)"
@@ -393,16 +392,10 @@ class FlowImageSegment(Segment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("latents", "sigmas", "means"):
-            value = getattr(self, name)
-            assert value.dtype == torch.float32, (
-                f"{self.name}.{name} is {value.dtype}, expected torch.float32"
-            )
         rows, points, *shape = self.latents.shape
-        expected = {"sigmas": (rows, points), "means": (rows, self.actions, *shape)}
-        for name, size in expected.items():
-            found = tuple(getattr(self, name).shape)
-            assert found == size, f"{self.name}.{name} is {found}, expected {size}"
+        self._check("latents", (rows, points, *shape), torch.float32)
+        self._check("sigmas", (rows, points), torch.float32)
+        self._check("means", (rows, self.actions, *shape), torch.float32)
 
     @property
     def actions(self) -> int:
@@ -460,6 +453,27 @@ def load_segment(path: Path) -> Segment:
     nested = {"unmask": Unmasking(**settings["unmask"]), "denoise": Denoising(**settings["denoise"])}
     sampling = Sampling(**{**settings, **nested})
     return _KINDS[about["kind"]](name=about["name"], context=context, sampling=sampling, **recorded)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model's ``score`` of a segment was asked for, each ``[B, A]`` fp32; None where it was not.
+
+    ``entropy`` and ``kl``, that to the reference, are exact and in nats (a dimension, of a denoising step);
+    ``reference_logp`` is the reference's log-probability. Denoising steps alone have ``old_kl``, the
+    divergence of the policy that acted from this one, ``mean (mu - mu_old)^2 / (2 std^2)`` (Flow-DPPO's D),
+    and of each step the spread ``std`` and the length ``step_size``, which is -d; GRPO-Guard needs all three.
+    Noised points alone have a ``velocity [B, A, ...]``.
+    """
+
+    logp: Tensor | None = None
+    entropy: Tensor | None = None
+    kl: Tensor | None = None
+    reference_logp: Tensor | None = None
+    old_kl: Tensor | None = None
+    std: Tensor | None = None
+    step_size: Tensor | None = None
+    velocity: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

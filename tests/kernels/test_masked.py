@@ -21,8 +21,7 @@ from triptych.errors import UserError
 from triptych.kernels import masked as kernel
 from triptych.kernels import tokens as token_kernel
 from triptych.kernels.masked import Hidden, Noise, commits, noise, score, unmask
-from triptych.kernels.tokens import TokenScores
-from triptych.trajectory import MaskedImageSegment, NoiseKey, Prompt, Sampling, Unmasking
+from triptych.trajectory import MaskedImageSegment, NoiseKey, Prompt, Sampling, Scores, Unmasking
 
 D = 8
 ESTIMATORS = ("trajectory", "exact", "random_mask")
@@ -81,7 +80,7 @@ def scored(
     rows: Tensor | None = None,
     entropy: bool = False,
     reference: Policy | None = None,
-) -> TokenScores:
+) -> Scores:
     rows = torch.arange(len(segment)) if rows is None else rows
     guidance = segment.sampling.guidance
     other = None if reference is None else (reference.hidden(rows, guidance), reference.head)
@@ -668,7 +667,7 @@ def test_a_temperature_lost_in_sampling_and_scoring_alike_is_seen(
     case_of(settings)
     right = token_kernel.log_policy
     monkeypatch.setattr(
-        token_kernel, "log_policy", lambda logits, _, guidance=1.0, *__: right(logits, 1.0, guidance)
+        token_kernel, "log_policy", lambda logits, sampling: right(logits, replace(sampling, temperature=1.0))
     )
     policy = Policy(16, 7)
     segment = drawn(policy, settings, noise(keys(5), 16, settings.unmask))

@@ -25,7 +25,7 @@ def noise(n: int, seed: int) -> Tensor:
 def drawn() -> tuple[Tensor, Tensor]:
     """Tokens as they are drawn ``[M, 1]``, and the noise that must have led to them ``[M, 1, K]``."""
     logits = LOGITS.expand(DRAWS, CODES)
-    tokens = sample(logits, noise(DRAWS, 1), 1.0).tokens[:, None]
+    tokens = sample(logits, noise(DRAWS, 1), Sampling()).tokens[:, None]
     logp = torch.log_softmax(logits, -1)[:, None]
     return tokens, gumbels(logp, tokens, noise(DRAWS * CODES, 2).view(DRAWS, 1, CODES))
 

@@ -8,6 +8,7 @@ import torch
 from triptych.errors import UserError
 from triptych.learn.advantages import AdvantageConfig, group_advantages, normalised_sum, widest
 from triptych.learn.policy_loss import Denominators, PolicyLossConfig, policy_terms, total_loss
+from triptych.trajectory import Scores
 
 NAN = math.nan
 PLAIN = AdvantageConfig(eps=0.0, clip=None)
@@ -136,7 +137,7 @@ def test_self_grpo_s_loss_is_its_formula() -> None:
     rewards, groups = torch.tensor([0.1, 0.9, 0.4, 0.0, 1.0, 1.0]), ["a", "a", "a", "b", "b", "b"]
     found = group_advantages(rewards, groups, AdvantageConfig(kind="softmax", alpha=3.0))
     config = PolicyLossConfig(objective="no_clip", aggregation="sequence")
-    terms = policy_terms(logp, logp.detach(), found.values, mask, config, scored=found.scored)
+    terms = policy_terms(Scores(logp), logp.detach(), found.values, mask, config, scored=found.scored)
     counts = Denominators.count(terms.policy_mask, terms.mask, config)
     [gradient] = torch.autograd.grad(total_loss(terms, config, counts), logp)
     means = (logp * mask).sum(1) / mask.sum(1)

@@ -1,8 +1,7 @@
 """The objectives against formulas derived a second time, in plain Python or by enumeration."""
 
 import math
-from dataclasses import replace
-from typing import Any
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -18,8 +17,10 @@ from triptych.learn.policy_loss import (
     policy_terms,
     total_loss,
 )
+from triptych.trajectory import Scores
 
 B, A = 6, 5
+SCORES = {field.name for field in fields(Scores)}
 NO_CLIP = PolicyLossConfig(objective="no_clip")
 
 
@@ -43,7 +44,9 @@ def batch(seed: int = 0) -> dict[str, Tensor]:
 
 
 def terms_of(data: dict[str, Tensor], config: PolicyLossConfig) -> PolicyTerms:
-    return policy_terms(**data, config=config)  # type: ignore[arg-type]
+    scores = Scores(**{name: value for name, value in data.items() if name in SCORES})
+    rest = {name: value for name, value in data.items() if name not in SCORES}
+    return policy_terms(scores, **rest, config=config)  # type: ignore[arg-type]
 
 
 def loss_of(data: dict[str, Tensor], config: PolicyLossConfig) -> Tensor:
@@ -168,10 +171,10 @@ def categorical(kl: str) -> tuple[Tensor, Tensor, Tensor]:
     logits = torch.randn(6, generator=random, dtype=torch.float64, requires_grad=True)
     reference = torch.randn(6, generator=random, dtype=torch.float64).log_softmax(0)
     lp = logits.log_softmax(0)
-    data = {"logp": lp[:, None], "old_logp": lp.detach()[:, None], "reference_logp": reference[:, None]}
+    scores = Scores(lp[:, None], reference_logp=reference[:, None])
     ones = torch.ones(6, 1, dtype=torch.bool)
     config = PolicyLossConfig(kl_coef=1.0, kl=kl)  # type: ignore[arg-type]
-    terms = policy_terms(advantages=torch.zeros(6), mask=ones, config=config, **data)  # type: ignore[arg-type]
+    terms = policy_terms(scores, lp.detach()[:, None], torch.zeros(6), ones, config)
     estimate = (lp.detach().exp() * terms.kl[:, 0]).sum()
     to_reference = (lp.exp() * (lp - reference)).sum()
     from_reference = (reference.exp() * (reference - lp)).sum()
@@ -231,12 +234,12 @@ def test_ratio_is_one_before_and_leaves_one_after_an_update() -> None:
 
     old = logp().detach()
     config = PolicyLossConfig()
-    terms = policy_terms(logp(), old, torch.ones(4), mask, config)
+    terms = policy_terms(Scores(logp()), old, torch.ones(4), mask, config)
     assert terms.metrics.ratio_error == 0 and terms.metrics.clipped == 0
     total_loss(terms, config, Denominators.count(mask, mask, config)).backward()
     with torch.no_grad():
         logits -= 4.0 * logits.grad  # type: ignore[operator]
-    after = policy_terms(logp(), old, torch.ones(4), mask, config)
+    after = policy_terms(Scores(logp()), old, torch.ones(4), mask, config)
     ratio = float(logp()[0, 0].detach().exp() * 3)
     assert ratio > 1.2
     assert after.metrics.ratio_error == pytest.approx(ratio - 1, rel=1e-5)
@@ -249,7 +252,7 @@ def test_clipped_counts_only_what_lost_its_gradient() -> None:
     advantages = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0])
     mask = torch.ones(5, 1, dtype=torch.bool)
     leaf = logp.clone().requires_grad_()
-    terms = policy_terms(leaf, torch.zeros(5, 1), advantages, mask, PolicyLossConfig())
+    terms = policy_terms(Scores(leaf), torch.zeros(5, 1), advantages, mask, PolicyLossConfig())
     terms.policy.sum().backward()
     assert terms.metrics.clipped == 2
     assert leaf.grad is not None and (leaf.grad == 0).flatten().tolist() == [True, False, False, True, False]
@@ -262,7 +265,7 @@ def test_dppo_drops_what_has_gone_far_and_goes_on_and_nothing_else() -> None:
     far = torch.tensor([[0.0099, 0.0099, 0.01, 0.01]]).repeat(3, 1)
     mask = torch.ones(3, 4, dtype=torch.bool)
     advantages = torch.tensor([1.0, -1.0, 0.0])
-    terms = policy_terms(log_ratio, torch.zeros(3, 4), advantages, mask, config, old_kl=far)
+    terms = policy_terms(Scores(log_ratio, old_kl=far), torch.zeros(3, 4), advantages, mask, config)
     terms.policy.sum().backward()
     assert log_ratio.grad is not None
     assert (log_ratio.grad[:2] == 0).tolist() == [[False, False, True, False], [False, False, False, True]]
@@ -274,11 +277,11 @@ def test_the_guards_gradient_has_the_divergences_part() -> None:
     mean = torch.tensor([[0.3]], dtype=torch.float64, requires_grad=True)
     std, there = torch.tensor([[0.5]], dtype=torch.float64), 0.7
     logp = -((there - mean) ** 2) / (2 * std**2)
-    about = {"old_kl": mean**2 / (2 * std**2), "std": std, "step_size": torch.tensor([[0.1]])}
+    scores = Scores(logp, old_kl=mean**2 / (2 * std**2), std=std, step_size=torch.tensor([[0.1]]))
     old = torch.full((1, 1), -(there**2) / (2 * 0.25), dtype=torch.float64)
     config = PolicyLossConfig(objective="no_clip", ratio="guard")
     mask = torch.ones(1, 1, dtype=torch.bool)
-    terms = policy_terms(logp, old, torch.ones(1), mask, config, **about)  # type: ignore[arg-type]
+    terms = policy_terms(scores, old, torch.ones(1), mask, config)
     terms.policy.sum().backward()
     ratio = math.exp(there * 0.3 / 0.5)  # s (x' - mu_old) (mu - mu_old) / s^2
     assert terms.policy.item() == pytest.approx(-ratio / 0.1)
@@ -288,9 +291,9 @@ def test_the_guards_gradient_has_the_divergences_part() -> None:
 def test_huge_log_ratios_stay_finite() -> None:
     logp = torch.tensor([[-500.0, 500.0]], requires_grad=True)
     config = PolicyLossConfig(objective="no_clip", kl_coef=1.0)
-    data: dict[str, Any] = {"reference_logp": -logp.detach()}
+    scores = Scores(logp, reference_logp=-logp.detach())
     mask = torch.ones(1, 2, dtype=torch.bool)
-    terms = policy_terms(logp, torch.zeros(1, 2), torch.ones(1), mask, config, **data)
+    terms = policy_terms(scores, torch.zeros(1, 2), torch.ones(1), mask, config)
     total_loss(terms, config, Denominators.count(mask, mask, config)).backward()
     assert terms.policy.tolist() == [pytest.approx([-math.exp(-20), -math.exp(20)])]
     assert logp.grad is not None and logp.grad.isfinite().all()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from model_checks import KL, LOGP, gap, perturb, value, with_adapters, with_copy
 from tiny_models import (
     keys,
     log_probabilities,
@@ -18,42 +19,14 @@ from tiny_models import (
 )
 from triptych.errors import UserError
 from triptych.kernels import tokens as kernel
-from triptych.models.base import Example, LoraSettings, from_pictures, to_pictures
+from triptych.models.base import Example, from_pictures, to_pictures
 from triptych.models.janus import JanusModel
 from triptych.trajectory import Prompt, Sampling, Segment
 
-KL, LOGP = frozenset({"kl"}), frozenset({"logp"})
-LORA = LoraSettings(rank=4, alpha=8, full=("generation_head",))
 BUILDERS = {"starter": starter_janus, "public": public_janus}
-
-
-@torch.no_grad()
-def perturb(model: JanusModel, scale: float = 0.3) -> None:
-    """Add noise to all trainable weights."""
-    generator = torch.Generator().manual_seed(1)
-    for weight in model.network.parameters():
-        if weight.requires_grad:
-            spread = float(weight.std()) or 0.3  # new adapters are zero
-            weight.add_(scale * spread * torch.randn(weight.shape, generator=generator))
-
-
-def frozen_copy(model: JanusModel) -> None:
-    model.keep_reference()
-
-
-def offloaded_copy(model: JanusModel) -> None:
-    model.keep_reference(offload=True)
-
-
-def with_adapters(model: JanusModel) -> None:
-    pytest.importorskip("peft")
-    model.add_lora(LORA)
-    model.keep_reference()
-
-
 KINDS: dict[str, Callable[[JanusModel], None]] = {
-    "copy": frozen_copy,
-    "offloaded": offloaded_copy,
+    "copy": JanusModel.keep_reference,
+    "offloaded": with_copy,
     "adapter": with_adapters,
 }
 
@@ -64,11 +37,6 @@ def drawn_and_written(model: JanusModel) -> list[Segment]:
         model.generate_image(prompts, Sampling(guidance=3.0, temperature=0.8), keys(5)),
         model.generate_text(prompts, Sampling(max_tokens=8), keys(5, "text")),
     ]
-
-
-def value(scores: Tensor | None) -> Tensor:
-    assert scores is not None
-    return scores.detach()
 
 
 # -- the reference -------------------------------------------------------------------------------------
@@ -83,8 +51,7 @@ def test_new_weights_change_the_drawings_and_leave_the_reference_alone(kind: str
         assert not torch.equal(old.tokens[:, :width], new.tokens[:, :width])
         found = value(model.score(old, LOGP, reference=True).logp)
         torch.testing.assert_close(found[old.mask], old.logp[old.mask], atol=1e-5, rtol=0)
-        moved = value(model.score(old, LOGP).logp)
-        assert float((moved - old.logp)[old.mask].abs().max()) > 0.1, "and the policy is back afterwards"
+        assert gap(model, old) > 0.1, "and the policy is back afterwards"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -274,4 +241,4 @@ def test_pictures_survive_the_trip_to_floats_and_back() -> None:
 def test_a_prompt_without_user_text_still_draws() -> None:
     model = starter_janus()
     drawn = model.generate_image([Prompt.of("")], Sampling(guidance=3.0), keys(1))
-    assert float((value(model.score(drawn, LOGP).logp) - drawn.logp).abs().max()) <= 1e-5
+    assert gap(model, drawn) <= 1e-5

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from transformers import PhiConfig, PhiModel, Qwen2Config, Qwen2Model
 
 from tiny_models import picture
+from triptych.kernels.masked import hidden_count
 from triptych.kernels.noise import uniforms
 from triptych.models import canvas, causal
 from triptych.models.base import Example
+from triptych.models.rows import times
 from triptych.trajectory import NoiseKey, Prompt
 
 WIDTH, LENGTHS, PREFIX, COLUMNS = 16, (7, 2, 5), 7, 11
@@ -216,12 +218,12 @@ def examples(n: int, time: float | None) -> list[Example]:
 
 @pytest.mark.parametrize(("time", "hidden"), [(0.0, 16), (0.5, 12), (2 / 3, 8), (0.999, 1), (1.0, 1)])
 def test_the_share_that_is_hidden_follows_the_cosine_and_never_is_nothing(time: float, hidden: int) -> None:
-    assert canvas.mask_counts(examples(2, time), 16).tolist() == [hidden, hidden]
+    assert hidden_count(times(examples(2, time)), 16).tolist() == [hidden, hidden]
 
 
 def test_an_undrawn_time_is_uniform() -> None:
     """Then the mean share is 2 / pi, and half of the draws lie above cos(pi / 4)."""
-    counts = canvas.mask_counts(examples(4000, None), 1024) / 1024
+    counts = hidden_count(times(examples(4000, None)), 1024) / 1024
     assert float(counts.mean()) == pytest.approx(2 / torch.pi, abs=0.015)
     assert float((counts > 0.5**0.5).float().mean()) == pytest.approx(0.5, abs=0.03)
 
@@ -230,7 +232,7 @@ def test_a_target_depends_on_key_and_time_alone_and_hides_as_many_as_counted() -
     several, ids = examples(40, None), torch.arange(40 * 16).view(40, 16)
     whole = canvas.target(several, ids)
     assert torch.equal(whole.tokens, ids)
-    assert whole.mask.sum(1).tolist() == canvas.mask_counts(several, 16).tolist()
+    assert whole.mask.sum(1).tolist() == hidden_count(times(several), 16).tolist()
     assert torch.equal(canvas.target(several[7:9], ids[7:9]).mask, whole.mask[7:9])
     assert len(whole.mask.unique(dim=0)) > 30
     more, less = (canvas.target(examples(40, t), ids).mask for t in (0.3, 0.7))

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig, JanusImageProcessor
 
+from model_checks import LOGP, gap
 from tiny_models import (
     CODES,
     SIDE,
@@ -30,7 +31,6 @@ from triptych.models import causal, writing
 from triptych.models.janus import JanusModel, VQCodec
 from triptych.trajectory import Prompt, Sampling, Segment, TextSegment, Unmasking
 
-LOGP = frozenset({"logp"})
 BUILDERS = {"starter": starter_janus, "public": public_janus}
 PROMPT = Prompt.of("draw a red circle")
 DRAWS = 20_000
@@ -41,13 +41,6 @@ def generate(
 ) -> Segment:
     act = model.generate_image if kind == "image" else model.generate_text
     return act(prompts, sampling, keys(len(prompts), kind, seed))
-
-
-def score_gap(model: JanusModel, segment: Segment) -> float:
-    """Greatest |score - recorded| of any real action."""
-    found = model.score(segment, LOGP).logp
-    assert found is not None
-    return float((found - segment.logp)[segment.mask].abs().max())
 
 
 # -- what is scored is what was drawn ----------------------------------------------------------------
@@ -75,9 +68,9 @@ def test_scoring_returns_the_recorded_log_probabilities(
     for size in (1, 3, len(prompts)):
         for start in range(0, len(prompts), size):
             rows = range(start, min(start + size, len(prompts)))
-            assert score_gap(model, segment.rows(rows)) <= 1e-5
+            assert gap(model, segment.rows(rows)) <= 1e-5
     shuffled = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
-    assert score_gap(model, segment.rows(shuffled)) <= 1e-5
+    assert gap(model, segment.rows(shuffled)) <= 1e-5
 
 
 @torch.no_grad()
@@ -85,7 +78,7 @@ def test_segments_joined_to_another_width_score_the_same() -> None:
     model = starter_janus()
     parts = [generate(model, "text", [PROMPT], Sampling(max_tokens=20), seed) for seed in range(12)]
     assert len({part.tokens.shape[1] for part in parts}) > 1, "the case needs texts of several lengths"
-    assert score_gap(model, TextSegment.cat(parts)) <= 1e-5
+    assert gap(model, TextSegment.cat(parts)) <= 1e-5
 
 
 @torch.no_grad()
@@ -94,7 +87,7 @@ def test_a_hidden_state_at_the_token_instead_of_before_it_is_seen(monkeypatch: p
     segment = generate(model, "image", mixed_prompts(), Sampling(guidance=3.0))
     before = model._written
     monkeypatch.setattr(model, "_written", lambda *args, **about: before(*args, **about).roll(-1, dims=1))
-    assert score_gap(model, segment) > 0.1
+    assert gap(model, segment) > 0.1
 
 
 @torch.no_grad()
@@ -105,7 +98,7 @@ def test_dropout_stays_off_even_where_training_is_asked_for() -> None:
             module.attention_dropout = 0.5
     segment = generate(model, "image", mixed_prompts(), Sampling())
     model.train()
-    assert not model.training and score_gap(model, segment) <= 1e-5
+    assert not model.training and gap(model, segment) <= 1e-5
 
 
 # -- and what is drawn follows exp(score): counted, against an independent implementation -------------
@@ -165,14 +158,14 @@ def test_a_picture_in_the_prompt_counts_for_the_distribution() -> None:
 
 def warmer_than_recorded() -> Callable[..., Tensor]:
     right = kernel.log_policy
-    return lambda logits, temperature, guidance=1.0, *_: right(logits, 1.25 * temperature, guidance)
+    return lambda logits, asked: right(logits, replace(asked, temperature=1.25 * asked.temperature))
 
 
 def swapped_branches() -> Callable[..., Tensor]:
     right = kernel.guided
 
-    def wrong(logits: Tensor, guidance: float, *_: None) -> Tensor:
-        return right(logits if guidance == 1 else torch.cat(logits.chunk(2)[::-1]), guidance)
+    def wrong(logits: Tensor, asked: Sampling) -> Tensor:
+        return right(logits if asked.guidance == 1 else torch.cat(logits.chunk(2)[::-1]), asked)
 
     return wrong
 
@@ -213,7 +206,7 @@ def test_a_mistake_in_drawing_and_scoring_alike_is_caught_by_counting_alone(
         writing, "distinct", lambda prompts: (list(prompts), None)
     )  # one pass: one place to shift
     segment = generate(model, "image", mixed_prompts(), sampling)
-    assert score_gap(model, segment) <= 1e-5, "the mistake is on both sides: comparing them shows nothing"
+    assert gap(model, segment) <= 1e-5, "the mistake is on both sides: comparing them shows nothing"
     assert image_check(model, sampling, draws=4000) < 1e-9
 
 
@@ -332,8 +325,8 @@ def test_guidance_one_equals_the_limit_of_guidance() -> None:
     model = starter_janus()
     without = generate(model, "image", mixed_prompts(), Sampling(guidance=1.0))
     nearly = replace(without, sampling=Sampling(guidance=1.0 + 1e-6))
-    assert score_gap(model, nearly) <= 1e-4
-    assert score_gap(model, replace(without, sampling=Sampling(guidance=2.0))) > 0.1
+    assert gap(model, nearly) <= 1e-4
+    assert gap(model, replace(without, sampling=Sampling(guidance=2.0))) > 0.1
 
 
 @torch.no_grad()
@@ -342,10 +335,10 @@ def test_image_logits_come_from_the_generation_head_and_text_logits_from_the_lan
     drawn = generate(model, "image", mixed_prompts(), Sampling())
     written = generate(model, "text", mixed_prompts(), Sampling())
     model.network.lm_head.weight.mul_(2)
-    assert score_gap(model, drawn) <= 1e-5 and score_gap(model, written) > 0.1
+    assert gap(model, drawn) <= 1e-5 and gap(model, written) > 0.1
     model.network.lm_head.weight.div_(2)
     model.network.model.generation_head.vision_head.weight.mul_(2)
-    assert score_gap(model, drawn) > 0.1 and score_gap(model, written) <= 1e-5
+    assert gap(model, drawn) > 0.1 and gap(model, written) <= 1e-5
 
 
 def codec_with(vectors: Tensor, latent: Tensor) -> VQCodec:

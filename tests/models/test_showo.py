@@ -1,6 +1,7 @@
 """Show-o against itself (what is scored is what was drawn) and against plain Phi over whole sequences."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import pytest
@@ -8,6 +9,19 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from model_checks import (
+    KL,
+    LOGP,
+    REFERENCES,
+    answers,
+    assert_learned_by_heart,
+    assert_losses_equal,
+    assert_same_gradient,
+    gap,
+    perturb,
+    recomputed,
+    value,
+)
 from tiny_models import (
     SIDE,
     WORDS,
@@ -34,13 +48,11 @@ from triptych.trajectory import (
     NoiseKey,
     Prompt,
     Sampling,
-    Segment,
     TextSegment,
     Turn,
     Unmasking,
 )
 
-LOGP, KL = frozenset({"logp"}), frozenset({"kl"})
 BUILDERS = {"starter": starter_showo, "public": public_showo}
 
 
@@ -53,17 +65,6 @@ def drawn(model: ShowoModel, guidance: float = 1.0, rows: int = 5, **unmask: obj
 def written(model: ShowoModel, rows: int = 5, **settings: object) -> TextSegment:
     sampling = Sampling(**{"max_tokens": 8, **settings})  # type: ignore[arg-type]
     return model.generate_text((read_prompts() * rows)[:rows], sampling, keys(rows, "text"))
-
-
-def gap(model: ShowoModel, segment: Segment) -> float:
-    """Greatest |score - recorded| of any real action."""
-    found = value(model.score(segment, LOGP).logp)
-    return float((found - segment.logp)[segment.mask].abs().max())
-
-
-def value(scores: Tensor | None) -> Tensor:
-    assert scores is not None
-    return scores.detach()
 
 
 # -- what is scored is what was drawn ----------------------------------------------------------------
@@ -94,23 +95,14 @@ def test_scoring_returns_the_recorded_log_probabilities_of_answers(builder: str)
 
 
 # -- against whole sequences in plain Phi ------------------------------------------------------------
+def at_every_step(model: ShowoModel, segment: MaskedImageSegment) -> Tensor:
+    scale = segment.sampling.guidance
+    return recomputed(model, segment, lambda p, *canvas: plain_canvas(model, p.text, *canvas, scale))
+
+
 def steps_of(segment: MaskedImageSegment, row: int) -> list[Tensor]:
     """What each step of a row saw as hidden, ``[S]`` of ``[1, N]``."""
     return [segment.commit[row : row + 1] >= step for step in range(segment.sampling.unmask.steps)]
-
-
-def recomputed(model: ShowoModel, segment: MaskedImageSegment) -> Tensor:
-    """Log-probabilities ``[B, N]`` of committed tokens: the whole unpadded sequence at every step."""
-    rows = []
-    for i, prompt in enumerate(segment.context):
-        tokens, total = segment.tokens[i : i + 1], torch.zeros(model.draw_tokens)
-        for step, masked in enumerate(steps_of(segment, i)):
-            logits = plain_canvas(model, prompt.text, tokens, masked, segment.sampling.guidance)
-            logp = log_probabilities(logits, segment.sampling.temperature)[0]
-            chosen = logp.gather(-1, tokens[0][:, None]).squeeze(-1).float()
-            total = total + torch.where(segment.commit[i] == step, chosen, 0.0)
-        rows.append(total)
-    return torch.stack(rows)
 
 
 @pytest.mark.parametrize("builder", BUILDERS)
@@ -119,7 +111,7 @@ def recomputed(model: ShowoModel, segment: MaskedImageSegment) -> Tensor:
 def test_a_prefix_run_once_equals_the_whole_sequence_at_every_step(builder: str, guidance: float) -> None:
     model = BUILDERS[builder]()
     segment = drawn(model, guidance)
-    torch.testing.assert_close(segment.logp, recomputed(model, segment), atol=1e-5, rtol=0)
+    torch.testing.assert_close(segment.logp, at_every_step(model, segment), atol=1e-5, rtol=0)
     assert len(segment.tokens.unique()) > 3
 
 
@@ -141,11 +133,8 @@ def test_every_draw_of_every_step_is_that_of_the_whole_sequence(builder: str) ->
 def test_answers_equal_those_of_the_whole_sequence(builder: str) -> None:
     model = BUILDERS[builder]()
     segment = written(model, rows=10)
-    for i, prompt in enumerate(segment.context):
-        tokens = segment.tokens[i][segment.mask[i]]
-        expected = log_probabilities(plain_answer(model, prompt, tokens), 1.0)
-        expected = expected.gather(-1, tokens[:, None])[:, 0].float()
-        torch.testing.assert_close(segment.logp[i][segment.mask[i]], expected, atol=1e-5, rtol=0)
+    expected = answers(segment, partial(plain_answer, model))
+    torch.testing.assert_close(segment.logp[segment.mask], torch.cat(expected), atol=1e-5, rtol=0)
     asked = [Prompt.of(picture(9), p.text) if p.pictures else p for p in segment.context]
     assert gap(model, replace(segment, context=tuple(asked))) > 0.1, "the picture must matter in this case"
 
@@ -166,22 +155,9 @@ def test_gradients_equal_those_without_a_cache(builder: str, recompute: bool) ->
     parameters = list(model.network.parameters())
     picture_of, text_of = drawn(model, 2.0, rows=2), written(model, rows=3)
 
-    def answers() -> Tensor:
-        total = torch.zeros(())
-        for i, prompt in enumerate(text_of.context):
-            tokens = text_of.tokens[i][text_of.mask[i]]
-            logp = log_probabilities(plain_answer(model, prompt, tokens), 1.0)
-            total = total + logp.gather(-1, tokens[:, None]).sum().float()
-        return total
-
-    for segment, plain in ((picture_of, recomputed(model, picture_of).sum()), (text_of, answers())):
-        logp = model.score(segment, LOGP).logp
-        assert logp is not None
-        found = torch.autograd.grad((logp * segment.mask).sum(), parameters, allow_unused=True)
-        expected = torch.autograd.grad(plain, parameters, allow_unused=True)
-        for a, b, p in zip(found, expected, parameters, strict=True):
-            a, b = (torch.zeros_like(p) if g is None else g for g in (a, b))
-            torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
+    told = torch.cat(answers(text_of, partial(plain_answer, model))).sum()
+    for segment, plain in ((picture_of, at_every_step(model, picture_of).sum()), (text_of, told)):
+        assert_same_gradient(model, segment, plain, parameters)
 
 
 # -- guidance ------------------------------------------------------------------------------------------
@@ -225,28 +201,6 @@ def test_drawings_do_not_depend_on_batch_size_order_or_company(guidance: float) 
 
 
 # -- new weights, the reference, adapters --------------------------------------------------------------
-@torch.no_grad()
-def perturb(model: ShowoModel) -> None:
-    generator = torch.Generator().manual_seed(1)
-    for weight in model.network.parameters():
-        if weight.requires_grad:
-            spread = float(weight.std()) or 0.3  # new adapters are zero
-            weight.add_(0.3 * spread * torch.randn(weight.shape, generator=generator))
-
-
-def with_copy(model: ShowoModel) -> None:
-    model.keep_reference(offload=True)
-
-
-def with_adapters(model: ShowoModel) -> None:
-    pytest.importorskip("peft")
-    model.add_lora(LoraSettings(rank=4, alpha=8, full=("lm_head",)))
-    model.keep_reference()
-
-
-REFERENCES = {"copy": with_copy, "adapter": with_adapters}
-
-
 @pytest.mark.parametrize("kind", REFERENCES)
 @torch.no_grad()
 def test_new_weights_change_what_is_drawn_and_leave_the_reference_alone(kind: str) -> None:
@@ -371,13 +325,8 @@ def by_hand(model: ShowoModel, example: Example) -> tuple[float, int]:
 @pytest.mark.parametrize("builder", BUILDERS)
 @torch.no_grad()
 def test_the_loss_is_the_cross_entropy_of_hidden_tokens_and_of_answers(builder: str) -> None:
-    model, several = BUILDERS[builder](), examples()
-    found = model.supervised_loss(several)
-    for kind, rows in (("draw", (0, 2, 4)), ("read", (1, 3))):
-        sums, counts = zip(*(by_hand(model, several[i]) for i in rows), strict=True)
-        assert float(found[kind].total) == pytest.approx(sum(sums), rel=1e-5)
-        assert int(found[kind].count) == sum(counts) == model.target_count([several[i] for i in rows])
-    assert model.target_count(several) == int(found["draw"].count) + int(found["read"].count)
+    model = BUILDERS[builder]()
+    assert_losses_equal(model, examples(), partial(by_hand, model))
 
 
 def test_the_losses_of_any_split_add_up_in_value_and_gradient() -> None:
@@ -413,15 +362,7 @@ def test_the_loss_depends_on_key_and_time_and_on_nothing_else() -> None:
 def test_one_batch_is_learned_by_heart() -> None:
     torch.manual_seed(0)
     model, several = tiny_showo(WORDS, showo_sizes(6, local=True), PatchCodec(torch.rand(6, 12))), examples()
-    optimizer = torch.optim.Adam(model.network.parameters(), lr=0.01)
-    losses: list[dict[str, float]] = []
-    for _ in range(30):
-        found = model.supervised_loss(several)
-        losses.append({kind: float((s.total / s.count).detach()) for kind, s in found.items()})
-        optimizer.zero_grad()
-        torch.stack([s.total / s.count for s in found.values()]).sum().backward()
-        optimizer.step()
-    assert losses[-1]["draw"] < 0.5 * losses[0]["draw"] and losses[-1]["read"] < 0.5 * losses[0]["read"]
+    assert_learned_by_heart(model, several, list(model.network.parameters()), steps=30)
     local = model.network.local
     assert local is not None and all(float(m.weight.detach().abs().max()) > 0 for m in local)
 

@@ -1,12 +1,26 @@
 """UniGen against itself (what is scored is what was drawn) and against plain Qwen2 over whole sequences."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from model_checks import (
+    KL,
+    LOGP,
+    REFERENCES,
+    answers,
+    assert_learned_by_heart,
+    assert_losses_equal,
+    assert_same_gradient,
+    gap,
+    perturb,
+    recomputed,
+    value,
+)
 from tiny_models import (
     SIDE,
     edit_prompts,
@@ -32,13 +46,11 @@ from triptych.trajectory import (
     NoiseKey,
     Prompt,
     Sampling,
-    Segment,
     TextSegment,
     Turn,
     Unmasking,
 )
 
-LOGP, KL = frozenset({"logp"}), frozenset({"kl"})
 BUILDERS = {"starter": starter_unigen, "public": public_unigen}
 SCALES = {"off": (1.0, None), "two": (3.0, None), "three": (3.0, 1.5)}
 
@@ -56,16 +68,6 @@ def drawn(model: UniGenModel, scales: str = "off", rows: int = 5, **unmask: obje
 def written(model: UniGenModel, rows: int = 5, **settings: object) -> TextSegment:
     about = Sampling(**{"max_tokens": 8, **settings})  # type: ignore[arg-type]
     return model.generate_text((look_prompts() * rows)[:rows], about, keys(rows, "text"))
-
-
-def value(scores: Tensor | None) -> Tensor:
-    assert scores is not None
-    return scores.detach()
-
-
-def gap(model: UniGenModel, segment: Segment) -> float:
-    """Greatest |score - recorded| of any real action."""
-    return float((value(model.score(segment, LOGP).logp) - segment.logp)[segment.mask].abs().max())
 
 
 # -- what is scored is what was drawn ----------------------------------------------------------------
@@ -111,18 +113,9 @@ def test_drawings_do_not_depend_on_batch_size_order_or_company() -> None:
 
 
 # -- against whole sequences in plain Qwen2 ------------------------------------------------------------
-def recomputed(model: UniGenModel, segment: MaskedImageSegment) -> Tensor:
-    """Log-probabilities ``[B, N]`` of committed tokens: the whole unpadded sequence at every step."""
-    about, rows = segment.sampling, []
-    for i, prompt in enumerate(segment.context):
-        tokens, total = segment.tokens[i : i + 1], torch.zeros(model.draw_tokens)
-        for step in range(about.unmask.steps):
-            masked = segment.commit[i : i + 1] >= step
-            logits = plain_edit(model, prompt, tokens, masked, about.guidance, about.source_guidance)
-            chosen = log_probabilities(logits, about.temperature)[0].gather(-1, tokens[0][:, None])[:, 0]
-            total = total + torch.where(segment.commit[i] == step, chosen.float(), 0.0)
-        rows.append(total)
-    return torch.stack(rows)
+def at_every_step(model: UniGenModel, segment: MaskedImageSegment) -> Tensor:
+    scales = (segment.sampling.guidance, segment.sampling.source_guidance)
+    return recomputed(model, segment, lambda *canvas: plain_edit(model, *canvas, *scales))
 
 
 @pytest.mark.parametrize("builder", BUILDERS)
@@ -131,7 +124,7 @@ def recomputed(model: UniGenModel, segment: MaskedImageSegment) -> Tensor:
 def test_a_prefix_run_once_equals_the_whole_sequence_at_every_step(builder: str, scales: str) -> None:
     model = BUILDERS[builder]()
     segment = drawn(model, scales)
-    torch.testing.assert_close(segment.logp, recomputed(model, segment), atol=1e-5, rtol=0)
+    torch.testing.assert_close(segment.logp, at_every_step(model, segment), atol=1e-5, rtol=0)
     assert len(segment.tokens.unique()) > 3
 
 
@@ -140,11 +133,8 @@ def test_a_prefix_run_once_equals_the_whole_sequence_at_every_step(builder: str,
 def test_answers_equal_those_of_the_whole_sequence(builder: str) -> None:
     model = BUILDERS[builder]()
     segment = written(model)
-    for i, prompt in enumerate(segment.context):
-        tokens = segment.tokens[i][segment.mask[i]]
-        expected = log_probabilities(plain_reply(model, prompt, tokens), 1.0)
-        expected = expected.gather(-1, tokens[:, None])[:, 0].float()
-        torch.testing.assert_close(segment.logp[i][segment.mask[i]], expected, atol=1e-5, rtol=0)
+    expected = answers(segment, partial(plain_reply, model))
+    torch.testing.assert_close(segment.logp[segment.mask], torch.cat(expected), atol=1e-5, rtol=0)
     other = [Prompt.of(picture(9), p.text) if p.pictures else p for p in segment.context]
     assert gap(model, replace(segment, context=tuple(other))) > 0.1, "the picture must matter in this case"
 
@@ -157,24 +147,11 @@ def test_gradients_equal_those_of_whole_sequences(recompute: bool) -> None:
     trained = [p for p in model.network.parameters() if p.requires_grad]
     image, text = drawn(model, "three", rows=3, steps=2), written(model, rows=3)
 
-    def answers() -> Tensor:
-        total = torch.zeros(())
-        for i, prompt in enumerate(text.context):
-            tokens = text.tokens[i][text.mask[i]]
-            logp = log_probabilities(plain_reply(model, prompt, tokens), 1.0)
-            total = total + logp.gather(-1, tokens[:, None]).sum().float()
-        return total
-
-    for segment, plain in ((image, recomputed(model, image).sum()), (text, answers())):
-        logp = model.score(segment, LOGP).logp
-        assert logp is not None
-        found = torch.autograd.grad((logp * segment.mask).sum(), trained, allow_unused=True)
-        expected = torch.autograd.grad(plain, trained, allow_unused=True)
-        for a, b, p in zip(found, expected, trained, strict=True):
-            a, b = (torch.zeros_like(p) if g is None else g for g in (a, b))
-            torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
+    told = torch.cat(answers(text, partial(plain_reply, model))).sum()
+    for segment, plain in ((image, at_every_step(model, image).sum()), (text, told)):
+        found = assert_same_gradient(model, segment, plain, trained)
     projector = found[[p is model.network.mm_projector[0].weight for p in trained].index(True)]
-    assert projector is not None and float(projector.abs().max()) > 1e-3
+    assert float(projector.abs().max()) > 1e-3
     assert all(p.grad is None and not p.requires_grad for p in model.network.vision_tower.parameters())
 
 
@@ -284,12 +261,8 @@ def by_hand(model: UniGenModel, example: Example) -> tuple[float, int]:
 @pytest.mark.parametrize("builder", BUILDERS)
 @torch.no_grad()
 def test_the_loss_is_the_cross_entropy_of_hidden_tokens_and_of_answers(builder: str) -> None:
-    model, several = BUILDERS[builder](), examples()
-    found = model.supervised_loss(several)
-    for kind, rows in (("draw", (0, 2, 4, 5)), ("read", (1, 3))):
-        sums, counts = zip(*(by_hand(model, several[i]) for i in rows), strict=True)
-        assert float(found[kind].total) == pytest.approx(sum(sums), rel=1e-5)
-        assert int(found[kind].count) == sum(counts) == model.target_count([several[i] for i in rows])
+    model = BUILDERS[builder]()
+    assert_losses_equal(model, examples(), partial(by_hand, model))
 
 
 def test_one_batch_is_learned_by_heart_and_both_encoders_stay_as_they_are() -> None:
@@ -300,42 +273,13 @@ def test_one_batch_is_learned_by_heart_and_both_encoders_stay_as_they_are() -> N
     trained = [p for group in groups.values() for p in group]
     tower = [p.clone() for p in model.network.vision_tower.parameters()]
     assert len(trained) == len(list(model.network.parameters())) - len(tower)
-    optimizer = torch.optim.Adam(trained, lr=0.01)
-    losses: list[dict[str, float]] = []
-    for _ in range(25):
-        found = model.supervised_loss(several)
-        losses.append({kind: float((s.total / s.count).detach()) for kind, s in found.items()})
-        optimizer.zero_grad()
-        torch.stack([s.total / s.count for s in found.values()]).sum().backward()
-        optimizer.step()
-    assert losses[-1]["draw"] < 0.5 * losses[0]["draw"] and losses[-1]["read"] < 0.5 * losses[0]["read"]
+    assert_learned_by_heart(model, several, trained, steps=25)
     after = list(model.network.vision_tower.parameters())
     assert all(torch.equal(a, b) and b.grad is None for a, b in zip(tower, after, strict=True))
     assert all(p.grad is not None for p in trained)
 
 
 # -- new weights, the reference, adapters --------------------------------------------------------------
-@torch.no_grad()
-def perturb(model: UniGenModel) -> None:
-    generator = torch.Generator().manual_seed(1)
-    for weight in (p for group in model.parameter_groups().values() for p in group):
-        spread = float(weight.std()) or 0.3  # new adapters are zero
-        weight.add_(0.3 * spread * torch.randn(weight.shape, generator=generator))
-
-
-def with_copy(model: UniGenModel) -> None:
-    model.keep_reference(offload=True)
-
-
-def with_adapters(model: UniGenModel) -> None:
-    pytest.importorskip("peft")
-    model.add_lora(LoraSettings(rank=4, alpha=8, full=("lm_head",)))
-    model.keep_reference()
-
-
-REFERENCES = {"copy": with_copy, "adapter": with_adapters}
-
-
 @pytest.mark.parametrize("kind", REFERENCES)
 @torch.no_grad()
 def test_new_weights_leave_the_reference_alone_and_the_kl_is_exact(kind: str) -> None:

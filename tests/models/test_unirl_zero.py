@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from scipy import special, stats
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from model_checks import KL, LOGP, REFERENCES, assert_losses_equal, gap, perturb, value, with_adapters
 from tiny_models import WORDS, keys, picture
 from tiny_unirl import (
     LOOK,
@@ -40,13 +42,11 @@ from triptych.trajectory import (
     NoiseKey,
     Prompt,
     Sampling,
-    Segment,
     TextSegment,
     Turn,
     Unmasking,
 )
 
-LOGP, KL = frozenset({"logp"}), frozenset({"kl"})
 BUILDERS: dict[str, Callable[[], UniRLZeroModel]] = {"starter": starter_unirl, "public": public_unirl}
 SCALES = {"off": (1.0, None), "two": (3.0, None), "three": (3.0, 1.5)}
 GROUPS = {"lm", "connector", "queries", "dm"}
@@ -95,16 +95,6 @@ def drawn(model: UniRLZeroModel, scales: str = "off", **denoise: object) -> Flow
 def written(model: UniRLZeroModel, rows: int = 5, **settings: object) -> TextSegment:
     about = Sampling(**{"max_tokens": 10, **settings})  # type: ignore[arg-type]
     return model.generate_text((prompts() * rows)[:rows], about, keys(rows, "text"))
-
-
-def value(scores: Tensor | None) -> Tensor:
-    assert scores is not None
-    return scores.detach()
-
-
-def gap(model: UniRLZeroModel, segment: Segment) -> float:
-    """Greatest |score - recorded| of any real action."""
-    return float((value(model.score(segment, LOGP).logp) - segment.logp)[segment.mask].abs().max())
 
 
 # -- what is scored is what was drawn ----------------------------------------------------------------
@@ -358,12 +348,8 @@ def by_hand(model: UniRLZeroModel, example: Example) -> tuple[float, int]:
 @pytest.mark.parametrize("builder", BUILDERS)
 @torch.no_grad()
 def test_the_loss_is_that_of_flow_matching_and_of_the_next_word(builder: str) -> None:
-    model, several = BUILDERS[builder](), examples()
-    found = model.supervised_loss(several)
-    for kind, rows in (("draw", (0, 2, 4, 5)), ("read", (1, 3))):
-        sums, counts = zip(*(by_hand(model, several[i]) for i in rows), strict=True)
-        assert float(found[kind].total) == pytest.approx(sum(sums), rel=1e-4)
-        assert int(found[kind].count) == sum(counts) == model.target_count([several[i] for i in rows])
+    model = BUILDERS[builder]()
+    assert_losses_equal(model, examples(), partial(by_hand, model), rel=1e-4)
 
 
 @pytest.mark.parametrize(("make", "allowed"), [(with_sd3, 1e-10), (with_sana, 1e-6)])
@@ -427,27 +413,6 @@ def test_a_picture_learned_by_heart_is_drawn() -> None:
 
 
 # -- the reference, adapters, files --------------------------------------------------------------------
-@torch.no_grad()
-def perturb(model: UniRLZeroModel) -> None:
-    generator = torch.Generator().manual_seed(1)
-    for weight in (p for group in model.parameter_groups().values() for p in group):
-        spread = float(weight.std()) or 0.3  # new adapters are zero
-        weight.add_(0.2 * spread * torch.randn(weight.shape, generator=generator))
-
-
-def with_copy(model: UniRLZeroModel) -> None:
-    model.keep_reference(offload=True)
-
-
-def with_adapters(model: UniRLZeroModel) -> None:
-    pytest.importorskip("peft")
-    model.add_lora(LoraSettings(rank=4, alpha=8, full=("queries", "connector", "dm")))
-    model.keep_reference()
-
-
-REFERENCES = {"copy": with_copy, "adapter": with_adapters}
-
-
 @pytest.mark.parametrize("kind", REFERENCES)
 @torch.no_grad()
 def test_new_weights_leave_the_reference_alone_and_the_kl_is_exact(kind: str) -> None:
@@ -456,7 +421,7 @@ def test_new_weights_leave_the_reference_alone_and_the_kl_is_exact(kind: str) ->
     before = (drawn(old, "three"), written(old))
     for segment in before:
         assert float(value(model.score(segment, KL).kl)[segment.mask].abs().max()) < 1e-6
-    perturb(model)
+    perturb(model, 0.2)
     assert set(model.parameter_groups()) == GROUPS
     for segment in before:
         found = value(model.score(segment, LOGP, reference=True).logp)
@@ -514,7 +479,7 @@ def test_saved_models_come_back_bit_for_bit(builder: str, tmp_path: Path) -> Non
     again = opened(tmp_path)
     assert type(again.codec) is type(model.codec) and not again.training
     assert_same_policy(model, again)
-    perturb(again)
+    perturb(again, 0.2)
     again.load_weights(tmp_path)
     assert_same_policy(model, again)
 
@@ -524,7 +489,7 @@ def test_adapters_come_back_on_their_base_with_what_trains_beside_them(tmp_path:
     starter_unirl().save_pretrained(tmp_path / "base")
     model = opened(tmp_path / "base")
     with_adapters(model)
-    perturb(model)
+    perturb(model, 0.2)
     model.save_pretrained(tmp_path / "adapter")
     assert not (tmp_path / "adapter" / "lm").exists()
     assert_same_policy(model, opened(tmp_path / "adapter"))

@@ -181,15 +181,15 @@ def test_recomputing_changes_no_gradient() -> None:
 
 
 def test_every_parameter_is_in_exactly_one_group() -> None:
-    made = with_sana()
-    network = made[0]
-    groups = network.groups()
+    model = UniRLZeroModel(*with_sana(), patch_codec())
+    groups = model.parameter_groups()
     assert set(groups) == GROUPS
     listed = [id(p) for group in groups.values() for p in group]
-    assert sorted(listed) == sorted(id(p) for p in network.parameters())
-    UniRLZeroModel(*made, patch_codec()).train_only(["dm", "queries"])
-    assert set(network.groups()) == {"dm", "queries"}
-    assert [p.shape for p in network.groups()["queries"]] == [(3, 16), (3, 16)]
+    assert sorted(listed) == sorted(id(p) for p in model.network.parameters())
+    model.train_only(["dm", "queries"])
+    groups = model.parameter_groups()
+    assert set(groups) == {"dm", "queries"}
+    assert [p.shape for p in groups["queries"]] == [(3, 16), (3, 16)]
 
 
 def test_a_group_that_is_unknown_is_named() -> None:

@@ -182,8 +182,8 @@ def test_recomputing_activations_gives_the_same_gradient(kind: str) -> None:
 def wrong_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
     right = kernel.score_hidden
 
-    def wrong(hidden: Any, head: Any, tokens: Any, temperature: float, *rest: Any, **named: Any) -> Any:
-        return right(hidden, head, tokens, 1.01 * temperature, *rest, **named)
+    def wrong(hidden: Any, head: Any, tokens: Any, asked: Sampling, **named: Any) -> Any:
+        return right(hidden, head, tokens, replace(asked, temperature=1.01 * asked.temperature), **named)
 
     monkeypatch.setattr(kernel, "score_hidden", wrong)
 

@@ -40,7 +40,7 @@ from torch import Tensor
 
 from triptych.errors import UserError
 from triptych.kernels.noise import normals, uniforms
-from triptych.trajectory import Denoising, FlowImageSegment, NoisedImageSegment, NoiseKey, Segment
+from triptych.trajectory import Denoising, FlowImageSegment, NoisedImageSegment, NoiseKey, Scores, Segment
 
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 """The velocity ``[B, ...]``, with guidance, at ``x [B, ...]`` fp32, ``sigma [B]`` and ``step [B]`` int64."""
@@ -228,26 +228,10 @@ def sample(velocity: Velocity, noise: Noise, sigmas: Tensor, denoise: Denoising)
     return Denoised(torch.stack(path, 1), levels, noise.trained, means[index, noise.trained], recorded, mask)
 
 
-@dataclass(frozen=True)
-class FlowScores:
-    """Each ``[B, A]`` fp32, means over dimensions, see :class:`Transition`; ``kl`` if there is a reference.
-
-    ``old_kl`` is the divergence of the policy that acted, ``mean (mu - mu_old)^2 / (2 std^2)``: Flow-DPPO's
-    D. GRPO-Guard needs it too, with ``std`` and ``step_size``, which is -d.
-    """
-
-    logp: Tensor
-    entropy: Tensor
-    old_kl: Tensor
-    std: Tensor
-    step_size: Tensor
-    kl: Tensor | None = None
-
-
 def score(
     segment: FlowImageSegment, velocity: Velocity, *, reference: Velocity | None = None, at_once: int = 1
-) -> FlowScores:
-    """Score recorded steps at the recorded latents and noise levels.
+) -> Scores:
+    """Score recorded steps at the recorded latents and noise levels: means over dimensions.
 
     A call of ``velocity`` computes ``at_once`` of them: all rows at one step, then all at the next.
     ``reference`` computes with the reference's weights by itself, and gives the KL to it.
@@ -271,4 +255,4 @@ def score(
                 other = transition(x, reference(x, sigma, step), *about)
             column["kl"] = found.kl(other.mean)
         columns.append({name: value.view(-1, len(segment)).T for name, value in column.items()})
-    return FlowScores(**{name: torch.cat([c[name] for c in columns], 1) for name in columns[0]})
+    return Scores(**{name: torch.cat([c[name] for c in columns], 1) for name in columns[0]})

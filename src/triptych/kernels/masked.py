@@ -45,8 +45,7 @@ from torch import Tensor
 from triptych.errors import UserError
 from triptych.kernels import tokens as token_kernel
 from triptych.kernels.noise import uniforms
-from triptych.kernels.tokens import TokenScores
-from triptych.trajectory import MaskedImageSegment, NoiseKey, Sampling, Unmasking
+from triptych.trajectory import MaskedImageSegment, NoiseKey, Sampling, Scores, Unmasking
 
 Hidden = Callable[[Tensor, Tensor], Tensor]
 """Hidden states ``[B, 2B or 3B, N, D]`` of a canvas: ``tokens [B, N]``, hidden where ``masked [B, N]``."""
@@ -152,7 +151,8 @@ def unmask(hidden: Hidden, head: Head, noise: Noise, sampling: Sampling) -> Unma
         drawn, drawn_logp = _draw(logits, noise.draw[:, step], sampling)
         confidence = drawn_logp
         if sampling.temperature == 0:  # a greedy draw is certain; its confidence is that of temperature 1
-            confidence = token_kernel.score(logits, drawn, 1.0, *_policy(sampling)[1:]).logp
+            likely = token_kernel.log_policy(logits, replace(sampling, temperature=1.0))
+            confidence = token_kernel.chosen(likely, drawn)
         scale = order_scale(settings, torch.full((rows,), step, device=device))
         picked = _pick(confidence, noise.order[:, step], masked, count, scale, settings)
         tokens.scatter_(1, picked, drawn.gather(1, picked))
@@ -167,23 +167,19 @@ def unmask(hidden: Hidden, head: Head, noise: Noise, sampling: Sampling) -> Unma
             logp[:, 0] = torch.where(commit == step, drawn_logp, logp[:, 0])
     mask = _action_mask(commit, noise, settings)
     if settings.estimator == "random_mask" and sampling.temperature:
-        logits = head(hidden(tokens, noise.shared))
-        logp[:, 0] = token_kernel.score(logits, tokens, *_policy(sampling)).logp
+        likely = token_kernel.log_policy(head(hidden(tokens, noise.shared)), sampling)
+        logp[:, 0] = token_kernel.chosen(likely, tokens)
     recorded = torch.cat([logp.flatten(1), order_logp], 1) if exact else logp[:, 0]
     return Unmasked(tokens, recorded * mask, mask, commit, rank, noise.trained, draws)
 
 
-def _policy(sampling: Sampling) -> tuple[float, float, float | None]:
-    """What decides the policy beside the logits."""
-    return sampling.temperature, sampling.guidance, sampling.source_guidance
-
-
 def _draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """One token a position, ``[B, N]`` each: tokens and log-probabilities."""
-    mixed = token_kernel.guided(logits.float(), *_policy(sampling)[1:]).flatten(0, 1)
+    mixed = token_kernel.guided(logits.float(), sampling).flatten(0, 1)
+    unguided = Sampling(temperature=sampling.temperature)
     width = max(1, token_kernel.CHUNK_ELEMENTS // mixed.shape[1])
     pieces = zip(mixed.split(width), uniform.flatten().split(width), strict=True)
-    drawn = [token_kernel.sample(piece, u, sampling.temperature) for piece, u in pieces]
+    drawn = [token_kernel.sample(piece, u, unguided) for piece, u in pieces]
     joined = (torch.cat([d.tokens for d in drawn]), torch.cat([d.logp for d in drawn]))
     return joined[0].view(uniform.shape), joined[1].view(uniform.shape)
 
@@ -215,8 +211,8 @@ def _divisor(scale: Tensor) -> Tensor:
 
 def _pick_spread(
     confidence: Tensor, other: Tensor | None, scale: Tensor, rank: Tensor, candidate: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """Entropy of every pick, and its KL to that of a reference's confidences ``other``: ``[B, N]`` each."""
+) -> dict[str, Tensor]:
+    """Of each pick the "entropy", and the "kl" to that of a reference's confidences ``other``, ``[B, N]``."""
     order = rank.argsort(dim=-1, stable=True)
     place = torch.arange(rank.shape[1], device=rank.device)
     open_ = (place[None, :] >= place[:, None]) & candidate.gather(1, order)[:, None, :]  # [B, pick, position]
@@ -230,8 +226,10 @@ def _pick_spread(
 
     policy = choice(confidence)
     probability = policy.exp() * open_
-    entropy = back(-(probability * policy).sum(-1))
-    return entropy, None if other is None else back((probability * (policy - choice(other))).sum(-1))
+    spread = {"entropy": back(-(probability * policy).sum(-1))}
+    if other is not None:
+        spread["kl"] = back((probability * (policy - choice(other))).sum(-1))
+    return spread
 
 
 def _action_mask(commit: Tensor, noise: Noise, settings: Unmasking) -> Tensor:
@@ -263,49 +261,42 @@ def score(
     vocabulary: int,
     entropy: bool = False,
     reference: tuple[Hidden, Head] | None = None,
-) -> TokenScores:
+) -> Scores:
     """Score recorded actions, ``[B, A]`` each: k forward passes over the canvas ("random_mask": one).
 
     Entropy and KL to ``reference`` are exact: over the vocabulary, and over the choices of a pick. The
     reference's functions must compute with the reference's weights by themselves.
     """
     sampling, settings = segment.sampling, segment.sampling.unmask
-    policy = _policy(sampling)
     with_order = settings.estimator == "exact" and _order_is_drawn(settings)
+    names = ["logp", *(["entropy"] if entropy else []), *(["kl"] if reference else [])]
 
-    def canvas(chosen: Tensor, masked: Tensor) -> tuple[TokenScores, Tensor | None]:
-        """Scores ``[B, N]`` of ``chosen`` on one canvas a row; where picks need it, the reference's logp."""
+    def canvas(chosen: Tensor, masked: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What was asked for of ``chosen`` on one canvas a row, ``[F, B, N]`` in the order of ``names``;
+        where picks need it, the reference's logp."""
         other, other_logp = None, None
         if reference is not None:
             with torch.no_grad():
                 other = (reference[0](segment.tokens, masked), reference[1])
                 if with_order:
-                    found = token_kernel.score_hidden(
-                        other[0], other[1], chosen, *policy, vocabulary=vocabulary
-                    )
+                    found = token_kernel.score_hidden(*other, chosen, sampling, vocabulary=vocabulary)
                     other_logp = found.logp
         own = hidden(segment.tokens, masked)
         scores = token_kernel.score_hidden(
-            own, head, chosen, *policy, entropy=entropy, reference=other, vocabulary=vocabulary
+            own, head, chosen, sampling, entropy=entropy, reference=other, vocabulary=vocabulary
         )
-        return scores, other_logp
+        return torch.stack([getattr(scores, name) for name in names]), other_logp
 
     if settings.estimator == "random_mask":
-        values = _stack(canvas(segment.tokens, segment.mask)[0])
+        values, _ = canvas(segment.tokens, segment.mask)
     elif settings.estimator == "trajectory":
         values = _committed(segment, canvas)
     else:
-        values = _drawn_and_picked(segment, canvas, with_order)
-    names = ["logp", *(["entropy"] if entropy else []), *(["kl"] if reference else [])]
-    return TokenScores(**dict(zip(names, torch.where(segment.mask, values, 0.0), strict=True)))
+        values = _drawn_and_picked(segment, canvas, names if with_order else [])
+    return Scores(**dict(zip(names, torch.where(segment.mask, values, 0.0), strict=True)))
 
 
-Canvas = Callable[[Tensor, Tensor], tuple[TokenScores, Tensor | None]]
-
-
-def _stack(scores: TokenScores) -> Tensor:
-    """What was asked for, ``[F, ...]``: log-probability, then entropy and KL."""
-    return torch.stack([x for x in (scores.logp, scores.entropy, scores.kl) if x is not None])
+Canvas = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 
 def _committed(segment: MaskedImageSegment, canvas: Canvas) -> Tensor:
@@ -313,26 +304,25 @@ def _committed(segment: MaskedImageSegment, canvas: Canvas) -> Tensor:
     parts = []
     for step in segment.trained[..., None].unbind(1):
         found, _ = canvas(segment.tokens, segment.commit >= step)
-        parts.append(torch.where(segment.commit == step, _stack(found), 0.0))
+        parts.append(torch.where(segment.commit == step, found, 0.0))
     return torch.stack(parts).sum(0)
 
 
-def _drawn_and_picked(segment: MaskedImageSegment, canvas: Canvas, with_order: bool) -> Tensor:
-    """What every trained step drew and picked, ``[F, B, S N + N]``."""
+def _drawn_and_picked(segment: MaskedImageSegment, canvas: Canvas, of_picks: Sequence[str]) -> Tensor:
+    """What every trained step drew and picked, ``[F, B, S N + N]``; without ``of_picks`` no pick counts."""
     rows = torch.arange(len(segment), device=segment.commit.device)
     draws, picks = [], []
     for step in segment.trained.unbind(1):
         masked, here = segment.commit >= step[:, None], segment.commit == step[:, None]
         found, other = canvas(segment.draws[rows, step], masked)
-        draws.append(_stack(found))
-        picked = torch.zeros_like(draws[-1])
-        if with_order:
-            scale = order_scale(segment.sampling.unmask, step)
-            spread = TokenScores(_picks(found.logp, scale, segment.rank, masked))
-            if found.entropy is not None or other is not None:
-                entropy, kl = _pick_spread(found.logp, other, scale, segment.rank, masked)
-                spread = TokenScores(spread.logp, None if found.entropy is None else entropy, kl)
-            picked = torch.where(here, _stack(spread), 0.0)
+        draws.append(found)
+        picked = torch.zeros_like(found)
+        if of_picks:
+            about = (order_scale(segment.sampling.unmask, step), segment.rank, masked)
+            spread = {"logp": _picks(found[0], *about)}
+            if len(of_picks) > 1:
+                spread |= _pick_spread(found[0], other, *about)
+            picked = torch.where(here, torch.stack([spread[name] for name in of_picks]), 0.0)
         picks.append(picked)
     by_step = torch.stack(draws, 2)
     index = segment.trained[..., None].expand_as(by_step)

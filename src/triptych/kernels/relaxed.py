@@ -55,7 +55,7 @@ def relaxed(
     """
     if sampling.temperature == 0:
         raise UserError("a drawing was drawn greedily: it has no probabilities to relax")
-    logp = log_policy(logits, sampling.temperature, sampling.guidance, sampling.source_guidance)
+    logp = log_policy(logits, sampling)
     noise = gumbels(logp, tokens, uniform).to(logp.dtype)
     weights = torch.softmax((logp + noise) / relaxation.tau, dim=-1)
     if not relaxation.straight_through:

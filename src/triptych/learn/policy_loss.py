@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from triptych.errors import UserError
+from triptych.trajectory import Scores
 
 Aggregation = Literal["token", "sequence", "constant"]
 
@@ -158,53 +159,41 @@ class Denominators:
     @classmethod
     def count(cls, policy_mask: Tensor, mask: Tensor, config: PolicyLossConfig) -> "Denominators":
         """The counts of one micro-batch: add them over the optimizer step and over processes before use."""
-        kind, length = config.aggregation, config.constant_length
-        return cls(denominator(policy_mask, kind, length), denominator(mask, kind, length))
+        return cls(_count(policy_mask, config), _count(mask, config))
 
 
 def policy_terms(
-    logp: Tensor,
+    scores: Scores,
     old_logp: Tensor,
     advantages: Tensor,
     mask: Tensor,
     config: PolicyLossConfig,
     *,
     scored: Tensor | None = None,
-    reference_logp: Tensor | None = None,
-    kl: Tensor | None = None,
-    entropy: Tensor | None = None,
-    old_kl: Tensor | None = None,
-    std: Tensor | None = None,
-    step_size: Tensor | None = None,
 ) -> PolicyTerms:
     """The element-wise losses of B rows.
 
-    ``logp [B, A]`` fresh, with a graph; ``old_logp [B, A]`` as recorded; ``advantages [B]``; ``mask [B, A]``
-    bool, true where an action was taken; ``scored [B]`` bool: unscored rows lose the policy term, not KL and
-    entropy. The rest, ``[B, A]`` each, where ``config`` needs it, else ValueError: ``reference_logp``, ``kl``
-    and ``entropy``; ``old_kl``, the divergence of the policy that acted from the fresh one, with a graph;
-    ``std`` and ``step_size``, the noise and the length of a denoising step.
+    ``scores``, fresh and with a graph, hold what ``config`` needs, else ValueError; ``old_logp [B, A]`` as
+    recorded; ``advantages [B]``; ``mask [B, A]`` bool, true where an action was taken; ``scored [B]`` bool:
+    unscored rows lose the policy term, not KL and entropy.
 
     Actions for which anything given is not finite are dropped from numerator and denominator, and counted.
     """
-    beside = {"reference_logp": reference_logp, "kl": kl, "entropy": entropy}
-    beside |= {"old_kl": old_kl, "std": std, "step_size": step_size}
-    given = {name: value for name, value in beside.items() if value is not None}
-    if missing := sorted(config.needs - {"logp", *given}):
+    given = {name: value for name, value in vars(scores).items() if value is not None}
+    if missing := sorted(config.needs - set(given)):
         raise ValueError(f"the objective needs {', '.join(missing)}: give it")
-    finite = torch.stack([x.detach().isfinite() for x in (logp, old_logp, *given.values())]).all(dim=0)
+    finite = torch.stack([x.detach().isfinite() for x in (old_logp, *given.values())]).all(dim=0)
     keep = mask & finite
     policy_mask = keep if scored is None else keep & scored[:, None]
     # Dropped, padded and unscored places are replaced before arithmetic: 0 * NaN would reach the gradient.
-    fresh = _only(keep, logp)
-    log_ratio = fresh - _only(keep, old_logp)
-    beside_kept = {name: _only(keep, value) for name, value in given.items()}
-    credit = _only(policy_mask, advantages[:, None].to(logp))
-    policy, clipped = _policy(log_ratio, credit, keep, config, beside_kept)
+    kept = {name: _only(keep, value) for name, value in given.items()}
+    log_ratio = kept["logp"] - _only(keep, old_logp)
+    credit = _only(policy_mask, advantages[:, None].to(log_ratio))
+    policy, clipped = _policy(log_ratio, credit, keep, config, kept)
     terms = {
         "policy": policy,
-        "kl": _kl(fresh, config, beside_kept),
-        "entropy": beside_kept.get("entropy", torch.zeros_like(fresh)),
+        "kl": _kl(config, kept),
+        "entropy": kept.get("entropy", torch.zeros_like(log_ratio)),
     }
     error = (_bounded_exp(log_ratio, config) - 1).abs().flatten()
     metrics = PolicyMetrics.of(
@@ -232,7 +221,7 @@ def _policy(
     advantages: Tensor,
     keep: Tensor,
     config: PolicyLossConfig,
-    beside: Mapping[str, Tensor],
+    scores: Mapping[str, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """The policy loss, and where its gradient is cut. What is given is 0 outside ``keep``."""
     if config.ratio == "sequence":
@@ -240,25 +229,25 @@ def _policy(
         log_ratio = (log_ratio.sum(dim=1, keepdim=True) / lengths).expand_as(log_ratio)
     if config.ratio == "guard":
         # Under the policy that acted, a log-ratio of Gaussians has the mean -old_kl and the spread ~ 1 / std.
-        log_ratio = beside["std"] * (log_ratio + beside["old_kl"])
-        advantages = advantages / torch.where(keep, beside["step_size"], 1.0)
+        log_ratio = scores["std"] * (log_ratio + scores["old_kl"])
+        advantages = advantages / torch.where(keep, scores["step_size"], 1.0)
     ratio = _bounded_exp(log_ratio, config)
     free = -advantages * ratio
     if config.objective == "no_clip":
         return free, torch.zeros_like(keep)
     if config.objective == "dppo":
-        dropped = (beside["old_kl"] >= config.dppo_threshold) & (advantages * (ratio - 1) > 0)
+        dropped = (scores["old_kl"] >= config.dppo_threshold) & (advantages * (ratio - 1) > 0)
         return _only(~dropped, free), dropped
     bounded = -advantages * ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
     return torch.maximum(free, bounded), bounded > free
 
 
-def _kl(fresh: Tensor, config: PolicyLossConfig, beside: Mapping[str, Tensor]) -> Tensor:
+def _kl(config: PolicyLossConfig, scores: Mapping[str, Tensor]) -> Tensor:
     if not config.needs_reference:
-        return torch.zeros_like(fresh)
+        return torch.zeros_like(scores["logp"])
     if config.kl == "exact":
-        return beside["kl"]
-    r = beside["reference_logp"] - fresh
+        return scores["kl"]
+    r = scores["reference_logp"] - scores["logp"]
     if config.kl == "k1":
         return -r
     if config.kl == "k2":
@@ -267,18 +256,14 @@ def _kl(fresh: Tensor, config: PolicyLossConfig, beside: Mapping[str, Tensor]) -
     return r.exp() - r - 1
 
 
-def denominator(mask: Tensor, kind: Aggregation, constant_length: int | None = None) -> Tensor:
+def _count(mask: Tensor, config: PolicyLossConfig) -> Tensor:
     """The local count that belongs to :func:`aggregate`, a float64 scalar; a global one is the sum of these.
 
     "token": actions; "sequence": rows with at least one; "constant": those rows times ``constant_length``.
     """
-    rows = mask.any(dim=1).sum().double()
-    if kind == "token":
+    if config.aggregation == "token":
         return mask.sum().double()
-    if kind == "sequence":
-        return rows
-    assert constant_length is not None, "the configuration checked this"
-    return rows * constant_length
+    return mask.any(dim=1).sum().double() * (config.constant_length or 1)
 
 
 def aggregate(values: Tensor, mask: Tensor, kind: Aggregation, denominator: float | Tensor) -> Tensor:
@@ -297,11 +282,7 @@ def aggregate(values: Tensor, mask: Tensor, kind: Aggregation, denominator: floa
 def total_loss(terms: PolicyTerms, config: PolicyLossConfig, denominators: Denominators) -> Tensor:
     """Policy loss + kl_coef KL - entropy_coef entropy: one micro-batch's part of the step's loss."""
     loss = aggregate(terms.policy, terms.policy_mask, config.aggregation, denominators.policy)
-    if config.kl_coef:
-        loss = loss + config.kl_coef * aggregate(
-            terms.kl, terms.mask, config.aggregation, denominators.regulariser
-        )
-    if config.entropy_coef:
-        entropy = aggregate(terms.entropy, terms.mask, config.aggregation, denominators.regulariser)
-        loss = loss - config.entropy_coef * entropy
+    for weight, values in ((config.kl_coef, terms.kl), (-config.entropy_coef, terms.entropy)):
+        if weight:
+            loss = loss + weight * aggregate(values, terms.mask, config.aggregation, denominators.regulariser)
     return loss

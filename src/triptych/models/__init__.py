@@ -1,6 +1,5 @@
 """Unified models behind one contract, and :func:`load`, which opens any of them."""
 
-import json
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -9,6 +8,8 @@ import torch
 
 from triptych.errors import UserError
 from triptych.models.base import UnifiedModel
+from triptych.models.lora import base_of
+from triptych.models.weights import read_config
 
 STARTERS, RUNS = "starters/", "runs/"
 FAMILIES = {
@@ -45,14 +46,11 @@ def usual_device() -> str:
 
 def family(name: str | Path) -> type[UnifiedModel]:
     """The class that opens a model, told by its ``config.json``; errors are those of :func:`load`."""
-    from triptych.models.lora import base_of
-    from triptych.models.weights import find_file
-
     folder = resolve(str(name))
     try:
         about = folder if (Path(folder) / "config.json").exists() else base_of(Path(folder)) or folder
-        config = dict(json.loads(find_file(about, ["config.json"]).read_text()))
-    except (UserError, TypeError, ValueError) as error:
+        config = read_config(about)
+    except UserError as error:
         raise UserError(
             f"no model at {name}: expected a model folder, a run directory, starters/NAME, or a hub name"
             f" ({str(error).splitlines()[0]})"

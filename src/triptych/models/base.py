@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from triptych.errors import UserError
 from triptych.kernels.relaxed import Relaxation
-from triptych.models.quiet import quiet
-from triptych.trajectory import NoiseKey, Picture, Prompt, Sampling, Segment, TextSegment
+from triptych.models.lora import LoraSettings, adapters, add_lora, load_adapter, without_adapters
+from triptych.models.weights import quiet
+from triptych.trajectory import NoiseKey, Picture, Prompt, Sampling, Scores, Segment, TextSegment
 
 
 class Codec(Protocol):
@@ -41,25 +42,6 @@ class Codec(Protocol):
     def decode_soft(self, vectors: Tensor) -> Tensor:
         """As :meth:`decode`, of mixtures ``[B, N, d]`` of the codebook's rows, with gradients to them."""
         ...
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What ``score`` was asked for, each ``[B, A]`` fp32; None where it was not.
-
-    ``kl`` is that to the reference, exact; ``reference_logp`` the reference's log-probability. Denoising
-    steps alone have ``old_kl``, the divergence of the policy that acted from this one, exact, and of each
-    step the spread ``std`` and the length ``step_size``. Noised points alone have a ``velocity [B, A, ...]``.
-    """
-
-    logp: Tensor | None = None
-    entropy: Tensor | None = None
-    kl: Tensor | None = None
-    reference_logp: Tensor | None = None
-    old_kl: Tensor | None = None
-    std: Tensor | None = None
-    step_size: Tensor | None = None
-    velocity: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,16 +70,6 @@ class LossSum:
     count: Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoraSettings:
-    """Low-rank adapters through peft: rank, alpha, which linear layers, which modules train in full."""
-
-    rank: int = 16
-    alpha: int = 32
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    full: tuple[str, ...] = ()
-
-
 @dataclass
 class _Reference:
     """A frozen copy of the network, kept out of the module tree: it is neither trained nor saved."""
@@ -115,13 +87,15 @@ class UnifiedModel(nn.Module, ABC):
     an instance may narrow where its files hold less; asking for another is an error. The model stays in eval
     mode for good: dropout in one of two passes would make the policy that is scored another one than the
     policy that acted. Layers whose names begin with ``tower`` never get adapters. ``captions``: how wide are
-    those that its diffusion expert is told, 0 where it has none.
+    those that its diffusion expert is told, 0 where it has none. ``experts`` are parts that may be trained
+    apart.
     """
 
     can: frozenset[str] = frozenset()
     name: ClassVar[str] = "model"
     tower: ClassVar[str] = ""
     captions: int = 0
+    experts: ClassVar[tuple[str, ...]] = ("model",)
     network: Any
 
     def __init__(self) -> None:
@@ -153,8 +127,8 @@ class UnifiedModel(nn.Module, ABC):
     def score(self, segment: Segment, need: frozenset[str], reference: bool = False) -> Scores:
         """Score recorded actions with the present weights, by the settings recorded in the segment.
 
-        ``need`` names what to return, see :class:`Scores`. ``reference=True`` scores with the reference
-        weights instead. What a kind of segment lacks is an error that says why.
+        ``need`` names what to return, see :class:`~triptych.trajectory.Scores`. ``reference=True`` scores
+        with the reference weights instead. What a kind of segment lacks is an error that says why.
         """
         known = [f.name for f in fields(Scores) if f.name not in segment.lacks]
         if unknown := sorted(need - set(known)):
@@ -207,8 +181,16 @@ class UnifiedModel(nn.Module, ABC):
         """How many elements :meth:`supervised_loss` would sum over, without computing anything."""
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters by expert name; each group may have its own learning rate."""
-        return {"model": [p for p in self.network.parameters() if p.requires_grad]}
+        """Trainable parameters by expert, of those that have some; each may have its own learning rate."""
+        groups: dict[str, list[nn.Parameter]] = {expert: [] for expert in self.experts}
+        for name, parameter in self.network.named_parameters():
+            if parameter.requires_grad:
+                groups[self._expert(name)].append(parameter)
+        return {expert: found for expert, found in groups.items() if found}
+
+    def _expert(self, name: str) -> str:
+        """Which of ``experts`` the network's parameter of that name belongs to."""
+        return self.experts[0]
 
     def train_only(self, names: Sequence[str]) -> None:
         """Freeze all other groups than ``names``, each of which must be there; raises UserError."""
@@ -223,8 +205,6 @@ class UnifiedModel(nn.Module, ABC):
 
     def add_lora(self, settings: LoraSettings) -> None:
         """Put adapters on the network and freeze all else but ``settings.full``; needs the extra ``lora``."""
-        from triptych.models.lora import add_lora
-
         add_lora(self.network, settings, self.tower)
 
     # -- the reference -----------------------------------------------------------------------------
@@ -234,8 +214,6 @@ class UnifiedModel(nn.Module, ABC):
         With adapters nothing is copied: the reference is the base, the adapter switched off. ``offload``
         keeps the copy in main memory except while it is used.
         """
-        from triptych.models.lora import adapters
-
         if adapters(self.network):
             return
         copy = deepcopy(self.network).requires_grad_(False)
@@ -264,8 +242,6 @@ class UnifiedModel(nn.Module, ABC):
 
         ``model.reference()(f)`` is ``f``, computing so whenever it is called.
         """
-        from triptych.models.lora import adapters, without_adapters
-
         with torch.no_grad():
             if adapters(self.network):
                 with without_adapters(self.network):
@@ -284,8 +260,6 @@ class UnifiedModel(nn.Module, ABC):
     # -- files -------------------------------------------------------------------------------------
     def load_weights(self, folder: Path) -> None:
         """Take over what :meth:`save_pretrained` wrote: all weights, or the adapter's where there is one."""
-        from triptych.models.lora import adapters, load_adapter
-
         if adapters(self.network):
             load_adapter(self.network, folder)
         else:

@@ -80,11 +80,6 @@ def _mix(mixer: nn.Module, hidden: Tensor, first: int) -> Tensor:
 
 
 # -- learning to unmask ----------------------------------------------------------------------------------
-def mask_counts(examples: Sequence[Example], tokens: int) -> Tensor:
-    """How many of N ``tokens`` each example hides, ``[B]``."""
-    return kernel.hidden_count(times(examples), tokens)
-
-
 def target(examples: Sequence[Example], ids: Tensor) -> MaskedImageSegment:
     """Drawings ``ids [B, N]`` to learn from, each hidden in places that the example's key draws.
 

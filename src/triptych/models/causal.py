@@ -40,15 +40,17 @@ class Decoder:
         return self if self.turn is None else replace(self, rotary_emb=self.turn(rows))
 
 
+Pair = tuple[Tensor, Tensor]
+"""A layer's keys and values, ``[R, heads, columns, d]`` each."""
+
+
 class Past:
     """Keys and values of columns that were run before; those that attend to them are not added."""
 
-    def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, pairs: Sequence[Pair]) -> None:
         self.pairs = tuple(pairs)
 
-    def update(
-        self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object) -> Pair:
         """The held columns followed by the new ones, ``[R, heads, P + new, d]``."""
         keys, values = self.pairs[layer]
         return torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
@@ -58,11 +60,9 @@ class _Recorder:
     """Keeps what each layer computes. A layer that is computed again for its gradient adds nothing."""
 
     def __init__(self) -> None:
-        self.pairs: dict[int, tuple[Tensor, Tensor]] = {}
+        self.pairs: dict[int, Pair] = {}
 
-    def update(
-        self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object) -> Pair:
         self.pairs.setdefault(layer, (key, value))
         return key, value
 
@@ -77,11 +77,9 @@ class BufferCache:
     def __init__(self, layers: int, length: int) -> None:
         self.length = length
         self.filled = [0] * layers
-        self.buffers: list[tuple[Tensor, Tensor] | None] = [None] * layers
+        self.buffers: list[Pair | None] = [None] * layers
 
-    def update(
-        self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object) -> Pair:
         """Append ``[R, heads, new, d]`` and return everything so far."""
         pair = self.buffers[layer]
         if pair is None:
@@ -285,7 +283,7 @@ def autoregress(
     logp, taken = torch.zeros_like(tokens, dtype=torch.float32), torch.zeros_like(tokens, dtype=torch.bool)
     ended = torch.zeros_like(here, dtype=torch.bool)
     for a in range(actions):
-        draw = kernel.sample(head(hidden), uniforms[here, a], sampling.temperature, sampling.guidance)
+        draw = kernel.sample(head(hidden), uniforms[here, a], sampling)
         tokens[here, a], logp[here, a], taken[here, a] = draw.tokens * ~ended, draw.logp * ~ended, ~ended
         if end is not None:
             ended |= draw.tokens == end

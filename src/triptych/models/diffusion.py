@@ -12,8 +12,7 @@ Shape legend: B rows, M queries, C caption width, c latent channels, h x w laten
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from diffusers import SanaTransformer2DModel, SD3Transformer2DModel
@@ -28,10 +27,12 @@ TIMES = 1000
 class DiffusionExpert(nn.Module, ABC):
     """``model``: the transformer under diffusers' names; ``source``: the way in for a source's latent.
 
-    It was made for latents of ``channels`` x ``side`` x ``side``.
+    It was made for latents of ``channels`` x ``side`` x ``side`` and captions ``captions`` wide.
+    ``patches`` names the transformer's patch embedding, ``caption_width`` what its config calls that width.
     """
 
     patches: ClassVar[str]
+    caption_width: ClassVar[str]
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -43,15 +44,11 @@ class DiffusionExpert(nn.Module, ABC):
         self.model = model
         self.channels: int = config.in_channels
         self.side: int = config.sample_size
+        self.captions: int = config[self.caption_width]
         size, width = config.patch_size, config.num_attention_heads * config.attention_head_dim
         self.source = nn.Conv2d(self.channels, width, size, stride=size, bias=False)
         nn.init.zeros_(self.source.weight)
         model.enable_gradient_checkpointing()  # prepares it; whether it is done, each call says
-
-    @property
-    @abstractmethod
-    def captions(self) -> int:
-        """C: how wide a caption is."""
 
     @abstractmethod
     def _run(self, x: Tensor, times: Tensor, condition: Tensor) -> Tensor:
@@ -78,7 +75,11 @@ class DiffusionExpert(nn.Module, ABC):
         like = self.source.weight
         times = (TIMES * sigma.float()).expand(len(x)).to(like.device)
         extra = None if source is None else self.source(source.to(like)).flatten(2).transpose(1, 2)
-        with _added(getattr(self.model, self.patches), extra):
+
+        def add(_: nn.Module, __: object, out: Tensor) -> Tensor | None:
+            return None if extra is None else out + extra
+
+        with getattr(self.model, self.patches).register_forward_hook(add):
             velocity = self._run(x.to(like), times, condition.to(like))
         return velocity.to(x)
 
@@ -87,11 +88,7 @@ class Sana(DiffusionExpert):
     """SANA (arXiv 2410.10629): linear attention, gated convolutions; captions through cross-attention."""
 
     patches: ClassVar[str] = "patch_embed"
-
-    @property
-    def captions(self) -> int:
-        """C: what SANA's caption projection takes, 2304 in the public models."""
-        return int(self.model.config.caption_channels)
+    caption_width: ClassVar[str] = "caption_channels"  # 2304 in the public models
 
     def _run(self, x: Tensor, times: Tensor, condition: Tensor) -> Tensor:
         scaled = times * self.model.config.timestep_scale
@@ -116,15 +113,11 @@ class SD3(DiffusionExpert):
     """Stable Diffusion 3 (arXiv 2403.03206): captions and patches in one attention, and a pooled vector."""
 
     patches: ClassVar[str] = "pos_embed"
+    caption_width: ClassVar[str] = "joint_attention_dim"  # 4096 in the public models
 
     def __init__(self, model: SD3Transformer2DModel) -> None:
         super().__init__(model)
         self.pool = nn.Linear(self.captions, model.config.pooled_projection_dim, bias=False)
-
-    @property
-    def captions(self) -> int:
-        """C: what SD3's context embedder takes, 4096 in the public models."""
-        return int(self.model.config.joint_attention_dim)
 
     def _run(self, x: Tensor, times: Tensor, condition: Tensor) -> Tensor:
         pooled = self.pool(condition.mean(dim=1))
@@ -144,20 +137,3 @@ def expert_of(config: Mapping[str, Any], source: object) -> DiffusionExpert:
         raise UserError(f"{source} is no diffusion expert but {name}; known are {', '.join(EXPERTS)}")
     seam, kind = EXPERTS[name]
     return seam(kind.from_config(dict(config)))
-
-
-@contextmanager
-def _added(embedding: nn.Module, extra: Tensor | None) -> Iterator[None]:
-    """Inside, ``extra [B, N, D]`` is added to what the patch embedding returns."""
-    if extra is None:
-        yield
-        return
-
-    def add(_: nn.Module, __: Sequence[Any], out: Tensor) -> Tensor:
-        return out + extra
-
-    hook = embedding.register_forward_hook(add)
-    try:
-        yield
-    finally:
-        hook.remove()

@@ -18,7 +18,6 @@ from typing import Any, ClassVar, Self
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, JanusConfig, JanusForConditionalGeneration, PreTrainedTokenizerBase
 from transformers.utils import cached_file
@@ -28,18 +27,19 @@ from triptych.kernels import tokens as kernel
 from triptych.kernels.noise import uniforms
 from triptych.kernels.relaxed import Relaxation, relaxed
 from triptych.models import causal
-from triptych.models.base import Codec, Example, LossSum, Scores, from_pictures
+from triptych.models.base import Codec, Example, LossSum, from_pictures
 from triptych.models.causal import Prefix
 from triptych.models.packed import packed
 from triptych.models.patch_codec import PatchCodec
-from triptych.models.quiet import quiet
-from triptych.models.rows import as_recorded, left_padded, mark
+from triptych.models.rows import as_recorded, mark, padded
+from triptych.models.weights import opening, quiet
 from triptych.models.writing import WritingModel
 from triptych.trajectory import (
     NoiseKey,
     Picture,
     Prompt,
     Sampling,
+    Scores,
     Segment,
     TokenImageSegment,
     TokenSegment,
@@ -124,8 +124,7 @@ class JanusModel(WritingModel):
 
     def _ids(self, prompts: Sequence[Prompt], draw: bool) -> tuple[Tensor, Tensor]:
         rows = [self.tokenizer(self._as_text(p, draw))["input_ids"] for p in prompts]
-        ids, valid = left_padded(rows, int(self.tokenizer.pad_token_id or 0))
-        return ids.to(self.device), valid.to(self.device)
+        return padded(rows, int(self.tokenizer.pad_token_id or 0), self.device)
 
     def _without_condition(self, ids: Tensor) -> Tensor:
         """The unconditional row: begin-of-sentence and begin-of-image stay, all else becomes padding."""
@@ -206,7 +205,7 @@ class JanusModel(WritingModel):
     ) -> TokenImageSegment:
         """Draw pictures: ``tokens [B, N]`` in raster order."""
         before, core = self._drawing_prefix(prompts, sampling.guidance), self.network.model
-        rows = len(prompts) * kernel.branches(sampling.guidance)
+        rows = len(prompts) * kernel.branches(sampling)
         with packed(self._lm, core.generation_head, core.generation_aligner, rows=rows):
             drawn = causal.autoregress(
                 before,
@@ -224,7 +223,7 @@ class JanusModel(WritingModel):
         """Also of a drawing, then ``[B or 2B, A, D]``."""
         if not isinstance(segment, TokenImageSegment):
             return super()._written(segment)
-        guidance, branches = segment.sampling.guidance, kernel.branches(segment.sampling.guidance)
+        guidance, branches = segment.sampling.guidance, kernel.branches(segment.sampling)
         if blank is None:
             before = self._drawing_prefix(segment.context, guidance)
         else:
@@ -262,10 +261,10 @@ class JanusModel(WritingModel):
         return tuple(255 * images.permute(0, 2, 3, 1))
 
     # -- learning ----------------------------------------------------------------------------------
-    def _drawing_loss(self, examples: Sequence[Example]) -> LossSum:
+    def _drawing_loss(self, examples: Sequence[Example], encoded: Tensor) -> LossSum:
         """Next-token cross-entropy of codes."""
-        ids = self._encode([e.target for e in examples if isinstance(e.target, Tensor)])
-        drawn = TokenImageSegment(**as_recorded(examples, ids, torch.ones_like(ids, dtype=torch.bool)))
+        every = torch.ones_like(encoded, dtype=torch.bool)
+        drawn = TokenImageSegment(**as_recorded(examples, encoded, every))
         return self._loss(drawn, blank=torch.tensor([e.unconditional for e in examples], device=self.device))
 
     def _drawing_count(self, examples: Sequence[Example]) -> int:
@@ -288,19 +287,16 @@ class JanusModel(WritingModel):
     @classmethod
     def _open(cls, folder: str | Path, dtype: torch.dtype) -> Self:
         has_codec = (Path(folder) / PatchCodec.FILE).exists()
-        try:
-            with quiet():
-                network, info = JanusForConditionalGeneration.from_pretrained(
-                    folder,
-                    config=_config(folder),
-                    dtype=dtype,
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=True,  # so that they are listed; they are an error below
-                )
-                tokenizer = AutoTokenizer.from_pretrained(folder)
-            codec = PatchCodec.load(Path(folder)) if has_codec else None
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"cannot open {folder} as a Janus model: {str(error).splitlines()[0]}") from None
+        with opening(f"cannot open {folder} as a Janus model"):
+            network, info = JanusForConditionalGeneration.from_pretrained(
+                folder,
+                config=_config(folder),
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that they are listed; they are an error below
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        codec = PatchCodec.load(Path(folder)) if has_codec else None
         missing = [k for k in info["missing_keys"] if codec is None or ".vqmodel." not in k]
         misshapen = [f"{key} {tuple(found)}" for key, found, _ in info["mismatched_keys"]]
         wrong = sorted([*missing, *info["unexpected_keys"], *misshapen])

@@ -1,18 +1,25 @@
 """Low-rank adapters through peft, put into a network in place so that its own structure stays visible."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from triptych.errors import UserError
-from triptych.models.weights import compare, read_state_dict
+from triptych.models.weights import compare, read_config, read_state_dict
 
-if TYPE_CHECKING:
-    from triptych.models.base import LoraSettings
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Low-rank adapters through peft: rank, alpha, which linear layers, which modules train in full."""
+
+    rank: int = 16
+    alpha: int = 32
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    full: tuple[str, ...] = ()
 
 
 def adapters(network: nn.Module) -> list[Any]:
@@ -24,7 +31,7 @@ def adapters(network: nn.Module) -> list[Any]:
     ]
 
 
-def add_lora(network: Any, settings: "LoraSettings", tower: str = "") -> None:
+def add_lora(network: Any, settings: LoraSettings, tower: str = "") -> None:
     """Freeze the network and add trainable adapters; raises if no layer matches.
 
     Layers whose names begin with ``tower`` stay as they are, whatever they are called after that.
@@ -72,7 +79,7 @@ def base_of(folder: Path) -> str | None:
     file = folder / "adapter_config.json"
     if not file.exists():
         return None
-    base = json.loads(file.read_text()).get("base_model_name_or_path")
+    base = read_config(folder, file.name).get("base_model_name_or_path")
     if not base or Path(base).resolve() == folder.resolve():
         raise UserError(f"{file} does not name the base model that its adapter belongs to")
     return str(base)

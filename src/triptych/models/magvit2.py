@@ -17,11 +17,11 @@ Shape legend: B rows, N = (H / 16) (W / 16) tokens, K = 2^bits codes, C channels
 
 import json
 from collections import OrderedDict
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from math import isqrt
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from safetensors.torch import save_file
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 from triptych.errors import UserError
-from triptych.models.weights import fill, read_config, read_state_dict
+from triptych.models.weights import fill, known, read_config, read_state_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,9 @@ class MagViT2Codec(nn.Module):
     @classmethod
     def load(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Self:
         """Open a folder or a hub name; sizes that its config leaves out (published: all) are the defaults."""
-        sizes = _read_sizes(folder)
+        about = known(MagViT2Sizes, read_config(folder))
+        about = {key: tuple(value) if isinstance(value, list) else value for key, value in about.items()}
+        sizes = MagViT2Sizes(**about)
         with torch.device("meta"):
             codec = cls(sizes)
         fill(codec, read_state_dict(folder, cls.FILES), folder)
@@ -138,13 +140,6 @@ class MagViT2Codec(nn.Module):
                 raise UserError(f"{folder}: quantize.{name} numbers the codes differently from MAGViT-v2")
         codec.quantize = expected
         return codec.to(dtype)
-
-
-def _read_sizes(folder: str | Path) -> MagViT2Sizes:
-    known = {field.name for field in fields(MagViT2Sizes)}
-    about = {key: value for key, value in read_config(folder).items() if key in known}
-    sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}
-    return MagViT2Sizes(**sizes)
 
 
 # -- the network: attribute names are those of the published tensors -----------------------------------

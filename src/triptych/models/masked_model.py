@@ -13,9 +13,10 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from math import isqrt
 from pathlib import Path
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import one_hot
 from transformers import PreTrainedTokenizerBase
 
@@ -25,13 +26,13 @@ from triptych.kernels import tokens as token_kernel
 from triptych.kernels.noise import uniforms
 from triptych.kernels.relaxed import Relaxation, relaxed
 from triptych.models import canvas
-from triptych.models.base import Example, LossSum, Scores
+from triptych.models.base import Example, LossSum
 from triptych.models.causal import Prefix
 from triptych.models.magvit2 import MagViT2Codec
 from triptych.models.masked_network import BEGIN_IMAGE, DRAW, END_IMAGE, READ, MaskedNetwork
 from triptych.models.packed import packed
 from triptych.models.patch_codec import PatchCodec
-from triptych.models.rows import mark
+from triptych.models.rows import mark, times
 from triptych.models.writing import WritingModel
 from triptych.trajectory import (
     Denoising,
@@ -40,6 +41,7 @@ from triptych.trajectory import (
     Picture,
     Prompt,
     Sampling,
+    Scores,
     Segment,
     TokenSegment,
 )
@@ -50,6 +52,7 @@ CODEC_FOLDER = "vq"
 class MaskedModel(WritingModel):
     """Reads, and draws by unmasking, over a :class:`MaskedNetwork`."""
 
+    experts: ClassVar[tuple[str, ...]] = ("model", "attention", "tokens")
     network: MaskedNetwork
     codec: PatchCodec | MagViT2Codec
 
@@ -74,17 +77,11 @@ class MaskedModel(WritingModel):
     def _canvas_prefix(self, prompts: Sequence[Prompt]) -> Prefix:
         """What stands before a canvas."""
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Of what trains: "tokens", embeddings and head; "attention", queries and keys; "model", all else."""
-        ends = (self.network.get_input_embeddings(), self.network.lm.lm_head)
-        tokens = {id(p) for module in ends for p in module.parameters()}
-        groups: dict[str, list[nn.Parameter]] = {"model": [], "attention": [], "tokens": []}
-        for name, parameter in self.network.named_parameters():
-            matched = "q_proj." in name or "k_proj." in name
-            group = "tokens" if id(parameter) in tokens else "attention" if matched else "model"
-            if parameter.requires_grad:
-                groups[group].append(parameter)
-        return {name: found for name, found in groups.items() if found}
+    def _expert(self, name: str) -> str:
+        """Embeddings and head; queries and keys; all else."""
+        if "embed_tokens." in name or "lm_head." in name:
+            return "tokens"
+        return "attention" if "q_proj." in name or "k_proj." in name else "model"
 
     # -- drawing -----------------------------------------------------------------------------------
     def _hidden(
@@ -95,7 +92,7 @@ class MaskedModel(WritingModel):
         With guidance, every row again after the empty prompt, and before that, with two scales, after its
         pictures alone. Rows in ``blank [B]`` have no text of their own.
         """
-        network, branches = self.network, token_kernel.branches(sampling.guidance, sampling.source_guidance)
+        network, branches = self.network, token_kernel.branches(sampling)
         bare, hide = [Prompt.of(*p.pictures) for p in prompts], blank or [False] * len(prompts)
         rows = [pictures if h else p for p, pictures, h in zip(prompts, bare, hide, strict=True)]
         rows += bare if branches == 3 else []
@@ -127,8 +124,7 @@ class MaskedModel(WritingModel):
             raise UserError("denoise is for latents, and these are tokens: leave it at its default")
         noise = kernel.noise(keys, self.draw_tokens, sampling.unmask).to(self.device)
         head = self.network.code_head()
-        branches = token_kernel.branches(sampling.guidance, sampling.source_guidance)
-        rows = len(prompts) * (self.draw_tokens + 2) * branches
+        rows = len(prompts) * (self.draw_tokens + 2) * token_kernel.branches(sampling)
         with packed(self._lm, head, rows=rows):
             drawn = kernel.unmask(self._hidden(prompts, sampling), head, noise, sampling)
         return MaskedImageSegment(
@@ -184,7 +180,7 @@ class MaskedModel(WritingModel):
             with self.reference():
                 hidden, head = self._hidden(*about), self.network.code_head()
             other = (self.reference()(hidden), self.reference()(head))
-        found = kernel.score(
+        return kernel.score(
             segment,
             self._hidden(*about),
             self.network.code_head(),
@@ -192,17 +188,15 @@ class MaskedModel(WritingModel):
             entropy="entropy" in need,
             reference=other,
         )
-        return Scores(**vars(found))
 
     # -- learning ----------------------------------------------------------------------------------
-    def _drawing_loss(self, examples: Sequence[Example]) -> LossSum:
+    def _drawing_loss(self, examples: Sequence[Example], encoded: Tensor) -> LossSum:
         """Cross-entropy of hidden codes."""
-        ids = self._encode([e.target for e in examples if isinstance(e.target, Tensor)])
-        return self._loss(canvas.target(examples, ids), blank=[e.unconditional for e in examples])
+        return self._loss(canvas.target(examples, encoded), blank=[e.unconditional for e in examples])
 
     def _drawing_count(self, examples: Sequence[Example]) -> int:
         """Codes that are hidden."""
-        return int(canvas.mask_counts(examples, self.draw_tokens).sum()) if examples else 0
+        return int(kernel.hidden_count(times(examples), self.draw_tokens).sum()) if examples else 0
 
     def _save(self, folder: Path) -> None:
         self.network.save(folder)

@@ -4,10 +4,12 @@ Shared by every model with a tokenizer; knows no model, no picture and no sequen
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from triptych.errors import UserError
 from triptych.kernels.noise import uniforms
@@ -15,12 +17,14 @@ from triptych.models.base import Example
 from triptych.trajectory import Prompt, Sampling, TextSegment
 
 
-def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Ids ``[B, P]`` that end in one column, and which of them count ``[B, P]``."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
-    lengths = torch.tensor([len(row) for row in rows])
-    return ids, torch.arange(width) >= width - lengths[:, None]
+def padded(
+    rows: Sequence[Sequence[int]], pad: int, device: torch.device, side: str = "left"
+) -> tuple[Tensor, Tensor]:
+    """Ids ``[B, P]`` filled up with ``pad`` at one side, and which of them count ``[B, P]``."""
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+    wide = partial(pad_sequence, batch_first=True, padding_side=side)
+    valid = wide([torch.ones_like(row, dtype=torch.bool) for row in ids])
+    return wide(ids, padding_value=pad).to(device), valid.to(device)
 
 
 def distinct(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[int] | None]:
@@ -63,11 +67,7 @@ def texts(tokenizer: Any, segment: TextSegment) -> list[str]:
 def answers(tokenizer: Any, examples: Sequence[Example], end: int, device: torch.device) -> TextSegment:
     """The examples' texts with their end token, as if they had been written."""
     rows = [[*words(tokenizer, str(e.target)), end] for e in examples]
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    mask = torch.arange(width, device=device) < lengths[:, None]
-    return TextSegment(**as_recorded(examples, ids, mask))
+    return TextSegment(**as_recorded(examples, *padded(rows, 0, device, "right")))
 
 
 def answer_count(tokenizer: Any, examples: Sequence[Example]) -> int:

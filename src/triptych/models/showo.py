@@ -38,7 +38,7 @@ from triptych.models.magvit2 import MagViT2Codec
 from triptych.models.masked_model import MaskedModel, open_codec
 from triptych.models.masked_network import DRAW, MARKS, READ
 from triptych.models.patch_codec import PatchCodec
-from triptych.models.rows import left_padded, words
+from triptych.models.rows import padded, words
 from triptych.models.showo_network import PAD, ShowoLayout, ShowoNetwork
 from triptych.models.weights import open_tokenizer
 from triptych.trajectory import Prompt, TokenSegment
@@ -75,7 +75,7 @@ class ShowoModel(MaskedModel):
 
     def _canvas_prefix(self, prompts: Sequence[Prompt]) -> Prefix:
         rows = [self._asked(prompt) for prompt in prompts]
-        ids, valid = (x.to(self.device) for x in left_padded(rows, int(self.tokenizer.pad_token_id)))
+        ids, valid = padded(rows, int(self.tokenizer.pad_token_id), self.device)
         return Prefix(self.network.decoder(), self.network.get_input_embeddings()(ids), valid)
 
     # -- reading -----------------------------------------------------------------------------------
@@ -120,9 +120,10 @@ class ShowoModel(MaskedModel):
     def _question(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor, Tensor]:
         """Pictures ``[B, W, D]`` and ids of what is said ``[B, P]``; which columns count ``[B, W + P]``."""
         seen, has = self._seen(prompts)
-        ids, valid = left_padded([self._said(p) for p in prompts], int(self.tokenizer.pad_token_id))
-        valid = torch.cat([has[:, None].expand(-1, seen.shape[1]), valid], dim=1)
-        return seen, ids.to(self.device), valid.to(self.device)
+        rows = [self._said(prompt) for prompt in prompts]
+        ids, valid = padded(rows, int(self.tokenizer.pad_token_id), self.device)
+        whole = torch.cat([has.to(self.device)[:, None].expand(-1, seen.shape[1]), valid], dim=1)
+        return seen, ids, whole
 
     def _look(self, seen: Tensor) -> tuple[causal.Decoder, Tensor, Tensor, Tensor]:
         """How a picture's columns are run: layers, embeddings, a mask that hides nothing, positions."""

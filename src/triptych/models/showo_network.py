@@ -4,7 +4,7 @@ Knows sizes, ids and files. How a prompt becomes a row, and what is drawn, is :m
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,7 +15,7 @@ from transformers import PhiConfig, PhiForCausalLM
 from triptych.errors import UserError
 from triptych.models import canvas
 from triptych.models.masked_network import MARKS, MaskedLayout, MaskedNetwork
-from triptych.models.weights import fill, read_config, read_state_dict
+from triptych.models.weights import fill, known, read_config, read_state_dict
 
 PAD = "[PAD]"
 FILES = ("pytorch_model.safetensors", "pytorch_model.bin")
@@ -84,7 +84,8 @@ class ShowoNetwork(MaskedNetwork):
     @classmethod
     def load(cls, folder: str | Path, dtype: torch.dtype) -> Self:
         """Open a folder or a hub name; a missing, unknown or misshapen tensor is an error that names it."""
-        layout, sizes = read_layout(folder)
+        about = read_config(folder)
+        layout, sizes = ShowoLayout(**known(ShowoLayout, about)), about.get("llm_config", {})
         state = {key: value.to(dtype) for key, value in read_state_dict(folder, FILES).items()}
         config = phi_config(layout, sizes, any(".q_layernorm." in key for key in state))
         config._name_or_path = str(folder)
@@ -94,13 +95,6 @@ class ShowoNetwork(MaskedNetwork):
         core.rotary_emb = type(core.rotary_emb)(config=config)  # computed, in no file
         fill(network, state, folder)
         return network
-
-
-def read_layout(folder: str | Path) -> tuple[ShowoLayout, Mapping[str, Any]]:
-    """What ``config.json`` says of the model, and of its language model where that is not phi-1.5."""
-    about = read_config(folder)
-    known = {field.name: about[field.name] for field in fields(ShowoLayout) if field.name in about}
-    return ShowoLayout(**known), about.get("llm_config", {})
 
 
 def phi_config(layout: ShowoLayout, sizes: Mapping[str, Any], qk_layernorm: bool = True) -> PhiConfig:

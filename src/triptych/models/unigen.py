@@ -50,7 +50,7 @@ from triptych.models.magvit2 import MagViT2Codec
 from triptych.models.masked_model import MaskedModel, open_codec
 from triptych.models.masked_network import BEGIN_IMAGE, DRAW, END_IMAGE, MARKS, READ
 from triptych.models.patch_codec import PatchCodec
-from triptych.models.rows import left_padded, mark, words
+from triptych.models.rows import mark, padded, words
 from triptych.models.unigen_network import UniGenLayout, UniGenNetwork, cut, grow
 from triptych.models.weights import open_part, open_tokenizer
 from triptych.models.writing import BEGIN_TURN, END_TURN
@@ -136,10 +136,9 @@ class UniGenModel(MaskedModel):
         looks = self._looks(prompts, codes=draw)
         pieces = [(self._to_draw if draw else self._to_read)(prompt, looks) for prompt in prompts]
         joined = [[i for piece in row for i in piece] for row in pieces]
-        ids, valid = left_padded(joined, self.layout.mask_id)
-        # every second piece is of pictures
-        seen, _ = left_padded([[i % 2 for i, piece in enumerate(r) for _ in piece] for r in pieces], 0)
-        ids, valid, seen = (x.to(self.device) for x in (ids, valid, seen.bool()))
+        ids, valid = padded(joined, self.layout.mask_id, self.device)
+        of_pictures = [[i % 2 for i, piece in enumerate(row) for _ in piece] for row in pieces]
+        seen = padded(of_pictures, 0, self.device)[0].bool()
         embeds: Tensor = self.network.get_input_embeddings()(ids)
         features = [looks[id(picture)].features for prompt in prompts for picture in prompt.pictures]
         if features:

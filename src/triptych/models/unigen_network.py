@@ -5,7 +5,7 @@ Knows sizes, ids, patches and files. How a prompt becomes a row is :mod:`triptyc
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -24,7 +24,7 @@ from triptych.errors import UserError
 from triptych.models import canvas
 from triptych.models.masked_network import MaskedLayout, MaskedNetwork
 from triptych.models.patch_codec import projected, standardised
-from triptych.models.weights import fill, read_config, read_state_dict
+from triptych.models.weights import fill, known, read_config, read_state_dict
 from triptych.trajectory import Picture
 
 MODEL_TYPE = "unigen15"
@@ -105,7 +105,7 @@ class UniGenNetwork(MaskedNetwork):
         absent = [name for name in ("vocab_size", "llm_config", "vision_config") if name not in about]
         if absent:
             raise UserError(f"{folder}: config.json says nothing of {', '.join(absent)}")
-        layout = UniGenLayout(**{f.name: about[f.name] for f in fields(UniGenLayout) if f.name in about})
+        layout = UniGenLayout(**known(UniGenLayout, about))
         config = Qwen2Config.from_dict(about["llm_config"])
         config._name_or_path = str(folder)
         with torch.device("meta"):

@@ -31,14 +31,14 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from triptych.errors import UserError
 from triptych.kernels import flow
 from triptych.kernels.noise import normals
 from triptych.kernels.tokens import branches, guided
-from triptych.models.base import Example, LossSum, Scores
+from triptych.models.base import Example, LossSum
 from triptych.models.causal import Prefix
 from triptych.models.latent_codec import AutoencoderCodec, LatentCodec, open_latent_codec
 from triptych.models.packed import quick
@@ -53,6 +53,7 @@ from triptych.trajectory import (
     NoiseKey,
     Prompt,
     Sampling,
+    Scores,
     Segment,
     TokenSegment,
     Unmasking,
@@ -74,6 +75,7 @@ class UniRLZeroModel(WritingModel):
     name: ClassVar[str] = "unirl_zero"
     title: ClassVar[str] = "UniRL-Zero"
     tower: ClassVar[str] = "lm.model.visual."
+    experts: ClassVar[tuple[str, ...]] = ("lm", "connector", "queries", "dm")
     network: UniRLZeroNetwork
     codec: LatentCodec
 
@@ -120,18 +122,17 @@ class UniRLZeroModel(WritingModel):
     # -- drawing -----------------------------------------------------------------------------------
     def _velocity(self, prompts: Sequence[Prompt], sampling: Sampling) -> flow.Velocity:
         """The guided velocity after these prompts, which are run here, once."""
-        scales = (sampling.guidance, sampling.source_guidance)
         told, source = self._captions(prompts), self._sources(prompts)
         null, nothing = torch.zeros_like(told), torch.zeros_like(source)
         seen = [(told, source), (null, source), (null, nothing)]  # c, i, u
-        seen = {1: seen[:1], 2: seen[::2], 3: seen}[branches(*scales)]
+        seen = {1: seen[:1], 2: seen[::2], 3: seen}[branches(sampling)]
 
         def velocity(x: Tensor, sigma: Tensor, step: Tensor) -> Tensor:
             steps = len(x) // len(prompts)  # when scored, several at once
             captions = torch.cat([c.repeat(steps, 1, 1) for c, _ in seen])
             sources = torch.cat([latent.repeat(steps, 1, 1, 1) for _, latent in seen])
             inputs = (x.repeat(len(seen), 1, 1, 1), sigma.repeat(len(seen)), captions, sources)
-            return guided(self.network.dm(*inputs, recompute=self.recompute), *scales)
+            return guided(self.network.dm(*inputs, recompute=self.recompute), sampling)
 
         return velocity
 
@@ -169,14 +170,14 @@ class UniRLZeroModel(WritingModel):
         segment = segment.to(self.device)
         with self._quick(self._lm, self.network.dm):
             if isinstance(segment, FlowImageSegment):
-                return Scores(**vars(self._drawn_scores(segment, need)))
+                return self._drawn_scores(segment, need)
             if isinstance(segment, NoisedImageSegment):
                 velocity = self._velocity(segment.context, segment.sampling)
                 return Scores(velocity=flow.velocities(segment, velocity, at_once=self._at_once(segment)))
             assert isinstance(segment, TokenSegment), f"{self.name} drew no {segment.kind} segment"
             return self._token_scores(segment, need)
 
-    def _drawn_scores(self, segment: FlowImageSegment, need: frozenset[str]) -> flow.FlowScores:
+    def _drawn_scores(self, segment: FlowImageSegment, need: frozenset[str]) -> Scores:
         sampling, other = segment.sampling, None
         if "kl" in need:
             with self.reference():
@@ -186,29 +187,28 @@ class UniRLZeroModel(WritingModel):
 
     def _at_once(self, segment: Segment) -> int:
         """How many steps of each row one forward takes."""
-        scales = (segment.sampling.guidance, segment.sampling.source_guidance)
-        return max(1, SCORED_AT_ONCE // (len(segment) * branches(*scales) * math.prod(self.shape)))
+        rows = len(segment) * branches(segment.sampling)
+        return max(1, SCORED_AT_ONCE // (rows * math.prod(self.shape)))
 
     # -- learning ----------------------------------------------------------------------------------
-    def _drawing_loss(self, examples: Sequence[Example]) -> LossSum:
+    def _drawing_loss(self, examples: Sequence[Example], encoded: Tensor) -> LossSum:
         """Flow matching: the mean squared error of the velocity, one element a drawing.
 
         Where an example has captions, that of the first queries' captions is added.
         """
-        clean = self._encode([e.target for e in examples if isinstance(e.target, Tensor)])
-        drawn = normals([e.key for e in examples], 1 + clean[0].numel())[:, 1:]  # the first is the time's
-        noise, sigma = drawn.to(clean).view_as(clean), noise_levels(examples).to(clean)
+        drawn = normals([e.key for e in examples], 1 + encoded[0].numel())[:, 1:]  # the first is the time's
+        noise, sigma = drawn.to(encoded).view_as(encoded), noise_levels(examples).to(encoded)
         told = torch.tensor([not e.unconditional for e in examples], device=self.device)
         prompts = [e.prompt for e in examples]
         said = self._captions(prompts)
         velocity = self.network.dm(
-            torch.lerp(clean, noise, sigma[:, None, None, None]),
+            torch.lerp(encoded, noise, sigma[:, None, None, None]),
             sigma,
             said * told[:, None, None],
             self._sources(prompts),
             recompute=self.recompute,
         )
-        errors = (velocity - (noise - clean)).square().flatten(1).mean(1)
+        errors = (velocity - (noise - encoded)).square().flatten(1).mean(1)
         for b, example in enumerate(examples):
             if (to := example.captions) is not None:
                 errors[b] += (said[b, : len(to)].to(errors) - to.to(errors)).square().mean()
@@ -217,9 +217,8 @@ class UniRLZeroModel(WritingModel):
     def _drawing_count(self, examples: Sequence[Example]) -> int:
         return len(examples)
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Those of "lm", "connector", "queries" and "dm" that have something to train."""
-        return self.network.groups()
+    def _expert(self, name: str) -> str:
+        return name.split(".")[0]
 
     # -- files -------------------------------------------------------------------------------------
     @classmethod

@@ -35,7 +35,7 @@ from triptych.models import causal
 from triptych.models.causal import Decoder
 from triptych.models.connector import Connector, ConnectorSizes
 from triptych.models.diffusion import DiffusionExpert, expert_of
-from triptych.models.rows import left_padded
+from triptych.models.rows import padded
 from triptych.models.weights import INDEX, fill, open_part, opened, read_config, read_state_dict
 from triptych.trajectory import Picture
 
@@ -80,9 +80,8 @@ class Queries(nn.Module):
 
 
 class UniRLZeroNetwork(nn.Module):
-    """All weights: ``lm.*``, ``connector.*``, ``queries.draw``, ``queries.edit``, ``dm.*``: four groups."""
+    """All weights: ``lm.*``, ``connector.*``, ``queries.draw``, ``queries.edit``, ``dm.*``: four experts."""
 
-    GROUPS: ClassVar[tuple[str, ...]] = ("lm", "connector", "queries", "dm")
     base_model_prefix: ClassVar[str] = ""  # peft asks for it where a part's published names have changed
 
     def __init__(
@@ -145,9 +144,7 @@ class UniRLZeroNetwork(nn.Module):
         order = [number[id(picture)] for seen in pictures for picture in seen]
         lengths = iter([len(features[i]) for i in order])
         wide = [[t for i in row for t in [i] * (next(lengths) if i == mark else 1)] for row in rows]
-        ids, valid = (
-            x.to(self.lm.device) for x in left_padded(wide, self.config.text_config.pad_token_id or 0)
-        )
+        ids, valid = padded(wide, self.config.text_config.pad_token_id or 0, self.lm.device)
         here = valid & (ids == mark)
         embeds: Tensor = self.get_input_embeddings()(ids)
         if order:
@@ -188,15 +185,6 @@ class UniRLZeroNetwork(nn.Module):
             recompute=recompute,
         )
         return self.connector(hidden[:, columns.embeds.shape[1] :], recompute)
-
-    # -- learning ----------------------------------------------------------------------------------
-    def groups(self) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters by expert, of those that have some."""
-        found: dict[str, list[nn.Parameter]] = {group: [] for group in self.GROUPS}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                found[name.split(".")[0]].append(parameter)
-        return {group: parameters for group, parameters in found.items() if parameters}
 
     # -- files -------------------------------------------------------------------------------------
     def save(self, folder: Path) -> None:

@@ -4,7 +4,9 @@ Knows files and tensors; which names a layout has is for the model to say.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,10 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
 from triptych.errors import UserError
-from triptych.models.quiet import quiet
 
 INDEX = ".index.json"
 """How the name of a file ends that says in which of several files a tensor lies."""
@@ -44,6 +45,11 @@ def read_config(folder: str | Path, name: str = "config.json") -> dict[str, Any]
         return dict(json.loads(path.read_text()))
     except (TypeError, ValueError) as error:
         raise UserError(f"{path} is not a JSON object: {error}") from None
+
+
+def known(kind: type[Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a config's entries those that are fields of the dataclass ``kind``."""
+    return {field.name: about[field.name] for field in fields(kind) if field.name in about}
 
 
 def read_state_dict(folder: str | Path, names: Sequence[str]) -> dict[str, Tensor]:
@@ -99,13 +105,34 @@ def compare(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str)
         raise UserError(f"{source}: {len(wrong)} tensors missing, unknown or misshapen: {listed}")
 
 
-def opened(kind: Any, folder: str | Path, failure: str, **how: Any) -> Any:
-    """``kind.from_pretrained``, silently; where it fails a UserError that says ``failure`` and why."""
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, transformers speaks only of errors; what was set before is set again afterwards."""
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def opening(failure: str) -> Iterator[None]:
+    """Inside, transformers is :func:`quiet`, and its errors are a UserError that says ``failure`` and why."""
     try:
         with quiet():
-            return kind.from_pretrained(folder, **how)
+            yield
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{failure}: {str(error).splitlines()[0]}") from None
+
+
+def opened(kind: Any, folder: str | Path, failure: str, **how: Any) -> Any:
+    """``kind.from_pretrained``, :func:`opening` it."""
+    with opening(failure):
+        return kind.from_pretrained(folder, **how)
 
 
 def open_part(kind: type[Any], folder: str | Path, dtype: torch.dtype) -> Any:

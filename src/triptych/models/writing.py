@@ -20,12 +20,21 @@ from triptych.errors import UserError
 from triptych.kernels import tokens as kernel
 from triptych.kernels.noise import uniforms
 from triptych.models import causal
-from triptych.models.base import Example, LossSum, Scores, UnifiedModel, fit, from_pictures
+from triptych.models.base import Example, LossSum, UnifiedModel, fit, from_pictures
 from triptych.models.causal import Prefix
 from triptych.models.lora import adapters, base_of, open_adapter, save_adapter
 from triptych.models.packed import packed, quick
 from triptych.models.rows import answer_count, answers, distinct, texts
-from triptych.trajectory import NoiseKey, Picture, Prompt, Sampling, Segment, TextSegment, TokenSegment
+from triptych.trajectory import (
+    NoiseKey,
+    Picture,
+    Prompt,
+    Sampling,
+    Scores,
+    Segment,
+    TextSegment,
+    TokenSegment,
+)
 
 BEGIN_TURN, END_TURN = "<|im_start|>", "<|im_end|>"
 """Qwen's marks around what one speaker says."""
@@ -71,8 +80,8 @@ class WritingModel(UnifiedModel):
         return causal.continued(before, answer, segment.mask[:, :-1], recompute=self.recompute)
 
     @abstractmethod
-    def _drawing_loss(self, examples: Sequence[Example]) -> LossSum:
-        """The loss of pictures to draw."""
+    def _drawing_loss(self, examples: Sequence[Example], encoded: Tensor) -> LossSum:
+        """The loss of pictures to draw, whose codes or latents are ``encoded [B, ...]``."""
 
     @abstractmethod
     def _drawing_count(self, examples: Sequence[Example]) -> int:
@@ -120,26 +129,24 @@ class WritingModel(UnifiedModel):
             with self.reference():
                 other = (self._written(segment), self.reference()(self._head(segment)[0]))
         hidden, (head, vocabulary) = self._written(segment, **about), self._head(segment)
-        found = kernel.score_hidden(
+        return kernel.score_hidden(
             hidden,
             head,
             segment.tokens,
-            segment.sampling.temperature,
-            segment.sampling.guidance,
+            segment.sampling,
             entropy="entropy" in need,
             reference=other,
             vocabulary=vocabulary,
         )
-        return Scores(**vars(found))
 
     # -- learning ----------------------------------------------------------------------------------
     def supervised_loss(self, examples: Sequence[Example]) -> dict[str, LossSum]:
         """The loss of drawings ("draw"), and cross-entropy of answers with their end token ("read")."""
         losses = {}
-        draws = [e for e in examples if isinstance(e.target, Tensor)]
         reads = [e for e in examples if isinstance(e.target, str)]
-        if draws:
-            losses["draw"] = self._drawing_loss(draws)
+        draws = [e for e in examples if isinstance(e.target, Tensor)]
+        if pictures := [e.target for e in draws if isinstance(e.target, Tensor)]:
+            losses["draw"] = self._drawing_loss(draws, self._encode(pictures))
         if reads:
             losses["read"] = self._loss(answers(self.tokenizer, reads, self.end, self.device))
         return losses

@@ -347,20 +347,13 @@ class PolicyLearner(Learner):
         config = self._objective(batch, name)
         advantages = batch.advantages[name]
         scores = self.model.score(segment, config.needs | {"entropy"})
-        assert scores.logp is not None
         terms = policy_terms(
-            scores.logp,
+            scores,
             segment.logp,
             advantages.values[rows].to(device),
             segment.mask,
             config,
             scored=advantages.scored[rows].to(device),
-            reference_logp=scores.reference_logp,
-            kl=scores.kl,
-            entropy=scores.entropy,
-            old_kl=scores.old_kl,
-            std=scores.std,
-            step_size=scores.step_size,
         )
         self.sums = self.sums + terms.metrics
         if first:
