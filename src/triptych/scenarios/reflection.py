@@ -1,7 +1,6 @@
 """Reflection: the model draws, looks at its drawing, and draws again what it finds wrong."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 from triptych.errors import UserError
 from triptych.rewards.reflection import said_right
@@ -22,8 +21,8 @@ class Reflection(Scenario):
     look again, 1 to 3.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("draw", "read", "edit")
-    result: ClassVar[tuple[str, ...]] = DRAWINGS
+    needs = ("draw", "read", "edit")
+    result = DRAWINGS
     credit: Mapping[str, tuple[str, ...]] = {
         "first": ("first",),
         **dict.fromkeys(VERDICTS, ("verdict",)),
