@@ -87,7 +87,7 @@ class Actor:
         act: Callable[[Sequence[Prompt], Sequence[NoiseKey]], tuple[S, list[T]]],
         outcomes: Sequence[dict[str, T]],
     ) -> list[T]:
-        """Act for the active rows in batches; record the segment and each row's outcome; return the latest."""
+        """Act for the active rows in batches; record segment and each row's outcome; return the latest."""
         active = [True] * len(self.keys) if active is None else active
         for given, what in ((prompts, "prompts"), (active, "active rows")):
             assert len(given) == len(self.keys), f"{len(given)} {what} for {len(self.keys)} rows"
