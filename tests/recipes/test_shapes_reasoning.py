@@ -15,6 +15,7 @@ from triptych.models.word_tokenizer import word_tokenizer
 from triptych.recipes import shapes_reasoning, shapes_world
 from triptych.recipes.rewards import WORLD, find_reward
 from triptych.recipes.shapes_reasoning import EXAMPLES, picture_of, right_answers, scene_in
+from triptych.shapes.critiques import train_critique
 from triptych.shapes.edits import UNDOABLE, train_edit
 from triptych.shapes.prompts import TAGS, split
 from triptych.shapes.scenes import Shape, sample_scene
@@ -34,7 +35,6 @@ TASKS = {
     "problem": shapes_reasoning.problem_tasks,
     "question": shapes_reasoning.question_tasks,
     "vague": shapes_reasoning.vague_tasks,
-    "critique": shapes_reasoning.critique_tasks,
     "edit": partial(shapes_world.edit_tasks, categories=UNDOABLE),
 }
 
@@ -46,15 +46,14 @@ def test_tasks_are_fixed_with_ids_of_their_own_and_training_ones_differ(kind: st
     assert [t.prompt for t in TASKS[kind](24)] == [t.prompt for t in test]
     assert [t.prompt for t in TASKS[kind](24, seed=0)] == [t.prompt for t in train]
     assert [t.prompt for t in train] != [t.prompt for t in other]
-    if kind in ("problem", "vague", "critique"):
+    if kind in ("problem", "vague"):
         assert not {t.prompt for t in test} & {t.prompt for t in [*train, *other]}
-    assert all((t.source is not None) == (kind in ("question", "critique", "edit")) for t in test)
+    assert all((t.source is not None) == (kind in ("question", "edit")) for t in test)
     assert all((t.columns.get("reverse") is not None) == (kind == "edit") for t in test)
 
 
 def test_the_reference_answers_are_right_and_any_right_wording_is() -> None:
     tasks = [*shapes_reasoning.problem_tasks(14), *shapes_reasoning.question_tasks(30)]
-    tasks += shapes_reasoning.critique_tasks(20)
     said = [answered(t, transcript("so.", str(t.answer))) for t in tasks]
     assert right_answers(said) == [1.0] * len(tasks)
     assert right_answers([answered(t, "a purple elephant") for t in tasks]) == [0.0] * len(tasks)
@@ -147,11 +146,13 @@ def test_a_word_level_tokenizer_knows_every_word_and_gives_the_form_back() -> No
 
 
 def test_the_worlds_rewards_for_reflection() -> None:
-    [wrong] = [t for t in shapes_reasoning.critique_tasks(10) if "count" in t.id and t.answer != "right"]
-    target = picture_of(sample_scene(wrong.metadata, np.random.default_rng(0)))
-    assert wrong.source is not None
-    pictures = {"first": wrong.source, "second": target}
-    sample = Sample(task=wrong, texts={"verdict": str(wrong.answer)}, pictures=pictures, completion=target)
+    rng = np.random.default_rng(0)
+    found = [train_critique(rng) for _ in range(40)]
+    wrong = next(c for c in found if c.fault == "count" and c.instruction)
+    target = picture_of(sample_scene(wrong.metadata, rng))
+    task = Task(id="wrong", prompt=str(wrong.metadata["prompt"]), metadata=wrong.metadata)
+    pictures = {"first": picture_of(wrong.drawn), "second": target}
+    sample = Sample(task=task, texts={"verdict": wrong.text}, pictures=pictures, completion=target)
     fine = replace(sample, pictures={"first": target}, texts={"verdict": "right"})
     assert find_reward("verdict")([sample, fine]) == [1.0, 1.0], "of either kind alike"
     [gain] = find_reward("improvement")([sample])

@@ -1,7 +1,8 @@
 """What the embedded world asks that takes words: problems, questions, vague prompts, critiques.
 
-Each as tasks, held out or of the training split, and as supervised examples, which :mod:`shapes_world` mixes
-into batches. The thought and its answer are written as :func:`triptych.evals.answers.transcript` has them.
+Each as supervised examples, which :mod:`shapes_world` mixes into batches, and all but critiques as tasks too,
+held out or of the training split. Thought and answer are written as
+:func:`triptych.evals.answers.transcript` has them.
 """
 
 from collections.abc import Callable, Sequence
@@ -76,24 +77,6 @@ def vague_tasks(n: int = 200, seed: int | None = None) -> list[Task]:
     return [
         Task(id=name_of("vague", v.metadata["tag"], i, seed), prompt=v.prompt, metadata=v.metadata)
         for i, v in enumerate(found)
-    ]
-
-
-def critique_tasks(n: int = 200, seed: int | None = None) -> list[Task]:
-    """Drawings to judge, ``source``, held out or with a ``seed`` of the training split.
-
-    Prompt and metadata are those of what was to be drawn, ``answer`` is the critique.
-    """
-    found = items(critiques.test_critiques, critiques.train_critique, n, seed)
-    return [
-        Task(
-            id=name_of("critique", c.fault, i, seed),
-            prompt=str(c.metadata["prompt"]),
-            metadata=c.metadata,
-            answer=c.text,
-            source=picture_of(c.drawn),
-        )
-        for i, c in enumerate(found)
     ]
 
 
