@@ -150,13 +150,9 @@ def _summarise(path: Path, recipe: Recipe, loop: Loop) -> None:
         "best_step": loop.at.best_step,
         "heldout_before": before.get("heldout"),
         "heldout_after": after.get("heldout"),
-        "model": str(_checkpoint(path, loop.at.step) / "model"),
+        "model": str(files.checkpoint_path(loop.directory.checkpoints, loop.at.step) / "model"),
     }
-    RunDirectory(path).write_json("summary.json", summary)
-
-
-def _checkpoint(path: Path, step: int) -> Path:
-    return path / "checkpoints" / f"step_{step:08d}"
+    loop.directory.write_json("summary.json", summary)
 
 
 def derived(recipe: Recipe, name: str, **settings: Any) -> Recipe:

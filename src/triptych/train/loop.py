@@ -130,7 +130,7 @@ class Loop:
         learner: Learner,
         run: RunDirectory,
         evaluate: Callable[[UnifiedModel, int], Evaluation],
-        progress: Progress | None = None,
+        progress: Progress,
         guard: Guard | None = None,
     ) -> None:
         self.config, self.model, self.learner, self.directory = config, model, learner, run
@@ -138,7 +138,7 @@ class Loop:
         self.optimizer = Optimizer(model.parameter_groups(), config.optimizer)
         self.average = Average(self.optimizer.parameters, config.average) if config.average else None
         self.at = _Progress()
-        self.told = progress or Progress(config.steps)
+        self.told = progress
         self.stop = False
 
     def run(self) -> None:
@@ -260,7 +260,7 @@ class Loop:
 
     def _prune(self, newest: Path) -> None:
         root = self.directory.checkpoints
-        files.prune(root, self.config.keep, {newest, root / f"step_{self.at.best_step:08d}"})
+        files.prune(root, self.config.keep, {newest, files.checkpoint_path(root, self.at.best_step)})
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint whose weights the model already holds."""
