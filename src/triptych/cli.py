@@ -510,8 +510,7 @@ def list_recipes(arguments: Sequence[str]) -> None:
         print(f"{name:<{max(map(len, SUMMARIES))}} {summary}")
 
 
-Typed = Eval | Draw | Edit | Ask | Quiz | ServeRewards | Reproduce | Report
-COMMANDS: dict[str, Callable[[Sequence[str]], None] | type[Typed]] = {
+COMMANDS: dict[str, Callable[[Sequence[str]], None] | type] = {
     "demo": demo,
     "train": train,
     "eval": Eval,

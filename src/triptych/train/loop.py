@@ -237,18 +237,15 @@ class Loop:
             return
         if rows := self.learner.samples():
             self.directory.save_samples(f"step_{self.at.step:06d}", rows)
-        tensors: dict[str, dict[str, Tensor]] = {}
-        settings = []
-        for i, part in enumerate(self.optimizer.parts):
-            values, about = files.pack_optimizer(part)
-            tensors[f"optimizer_{i}"] = values
-            settings.append(about)
+        packed = [files.pack_optimizer(part) for part in self.optimizer.parts]
+        tensors = {f"optimizer_{i}": values for i, (values, _) in enumerate(packed)}
         if self.average:
             tensors["average"] = self.average.tensors()
         if own := self.learner.tensors():
             tensors["learner"] = own
         self.at.learner = self.learner.state()
-        state = {"progress": vars(self.at), "optimizers": settings, "config": asdict(self.config)}
+        optimizers = [groups for _, groups in packed]
+        state = {"progress": vars(self.at), "optimizers": optimizers, "config": asdict(self.config)}
         path = files.save_checkpoint(
             self.directory.checkpoints,
             self.at.step,

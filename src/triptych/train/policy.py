@@ -28,7 +28,7 @@ from triptych.scenarios.base import RolloutSettings, Scenario, play
 from triptych.train import distributed
 from triptych.train.loop import Gradient, JobConfig, Learner
 from triptych.train.tasks import MixedStream, TaskStream
-from triptych.trajectory import Rollout, Sample, Segment, Task
+from triptych.trajectory import NoiseKey, Rollout, Sample, Segment, Task
 
 NOISE_CLIPPED = 0.01
 """Share of actions that the first pass may clip, where every ratio should be 1, without a warning."""
@@ -164,11 +164,11 @@ class PolicyLearner(Learner):
         self.sums = PolicyMetrics()
         self.ratio_error = 0.0
         self.checked = False
-        self.started = 0.0
+        self.step, self.started = 0, 0.0
 
     def gradients(self, step: int) -> Iterator[Gradient]:
         """Roll out, judge, and give ``epochs x minibatches`` optimizer steps."""
-        self.started = time.perf_counter()
+        self.step, self.started = step, time.perf_counter()
         self.sums, self.ratio_error = PolicyMetrics(), 0.0
         self.batch = batch = self.collect(step)
         for i in range(self.config.epochs * self.config.minibatches):
@@ -333,6 +333,11 @@ class PolicyLearner(Learner):
             self.ratio_error = self.sums.ratio_error
         where = Denominators(denominators.policy.to(device), denominators.regulariser.to(device))
         return total_loss(terms, config, where) * self.config.segment_weights.get(name, 1.0)
+
+    def _fresh(self, batch: Batch, rows: Sequence[int], name: str) -> list[NoiseKey]:
+        """Keys of noise that a loss draws in this step, apart from what acted."""
+        seed, groups, group = self.config.seed, batch.rollout.groups, self.config.group
+        return [NoiseKey(seed, self.step, groups[b], b % group, name) for b in rows]
 
     def _check(self) -> None:
         """Refuse to train where scoring does not give back what sampling recorded."""
