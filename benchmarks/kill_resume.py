@@ -77,7 +77,7 @@ def recipe(kind: str, seed: int, steps: int, checkpoint_every: int = 1) -> Recip
         keep=2,
         **KINDS[kind],
     )
-    return Recipe(name=f"kill.{kind}", summary="a tiny run", config=config, build=build)
+    return Recipe(name=f"kill.{kind}", config=config, build=build)
 
 
 def build(config: PolicyConfig) -> Parts:

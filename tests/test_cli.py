@@ -371,9 +371,8 @@ def test_recipes_lists_what_can_be_trained(run: Callable[[str], Ended]) -> None:
 
     listed = dict(line.split(maxsplit=1) for line in run("recipes").out.splitlines())
     assert listed == SUMMARIES and recipes().keys() == SUMMARIES.keys()
-    for name, summary in SUMMARIES.items():
-        recipe = find(name)
-        assert (recipe.name, recipe.summary) == (name, summary)
+    for name in SUMMARIES:
+        assert find(name).name == name
 
 
 def test_listing_and_mistakes_do_not_import_torch() -> None:

@@ -138,7 +138,7 @@ def recipe(name: str) -> Recipe:
         checkpoint_every=0,
         optimizer=OptimizerConfig(lr=1e-2),
     )
-    return Recipe(name=name, summary="", config=config, build=build)
+    return Recipe(name=name, config=config, build=build)
 
 
 def stopped(folder: Path) -> Outcome:

@@ -223,7 +223,7 @@ def toy_recipe(
         return Parts(model=Toy, learner=lambda m: ToyLearner(config, m, **extra), evaluate=evaluate)
 
     config = JobConfig(**{"steps": 6, "checkpoint_every": 2, **settings})
-    return Recipe(name=name, summary="a toy", config=config, build=build)
+    return Recipe(name=name, config=config, build=build)
 
 
 def silent(recipe: Recipe) -> Progress:

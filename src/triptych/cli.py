@@ -84,7 +84,7 @@ def _asked(name: str, arguments: Sequence[str], command: str) -> tuple["Recipe",
 
     The demo's defaults depend on its model, which is therefore looked for first.
     """
-    from triptych.recipes import find
+    from triptych.recipes import SUMMARIES, find
 
     recipe, words = find(name), [word for given in arguments for word in given.split("=", 1)]
     models = [value for flag, value in pairwise(words) if flag == "--model"]
@@ -101,7 +101,7 @@ def _asked(name: str, arguments: Sequence[str], command: str) -> tuple["Recipe",
         ],
         frozen=True,
     )
-    both.__doc__ = f"{recipe.name}: {recipe.summary}."
+    both.__doc__ = f"{recipe.name}: {SUMMARIES[name]}."
     if {"-h", "--help"} & set(arguments):
         _explain(kind)
     flags = [*flags_of(Where), *flags_of(kind, recipe.config)]
@@ -510,8 +510,7 @@ def list_recipes(arguments: Sequence[str]) -> None:
         print(f"{name:<{max(map(len, SUMMARIES))}} {summary}")
 
 
-Typed = Eval | Draw | Edit | Ask | Quiz | ServeRewards | Reproduce | Report
-COMMANDS: dict[str, Callable[[Sequence[str]], None] | type[Typed]] = {
+COMMANDS: dict[str, Callable[[Sequence[str]], None] | type] = {
     "demo": demo,
     "train": train,
     "eval": Eval,

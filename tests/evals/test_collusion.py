@@ -130,7 +130,7 @@ def scripted(evaluations: Sequence[dict[str, Any]], **settings: Any) -> Recipe:
         found = [Evaluation(summary={"score": 0.0, **summary}) for summary in evaluations]
         return type(parts)(model=parts.model, learner=parts.learner, evaluate=lambda model, step: found[step])
 
-    return Recipe(name="scripted", summary="", config=config, build=build)
+    return Recipe(name="scripted", config=config, build=build)
 
 
 def test_a_run_stops_where_its_answers_outrun_its_drawings_also_when_resumed(tmp_path: Path) -> None:

@@ -7,19 +7,26 @@ from tiny_models import starter_janus, starter_unigen
 from tiny_runs import tasks
 from tiny_unirl import starter_unirl
 from triptych.errors import UserError
+from triptych.scenarios import reflection
 from triptych.scenarios.base import RolloutSettings, play
-from triptych.scenarios.reflection import Reflection, finds_fault
+from triptych.scenarios.reflection import Reflection
 from triptych.trajectory import Denoising, Prompt, Rollout, Sampling
 
 SETTINGS = RolloutSettings(draw=Sampling(denoise=Denoising(steps=3)), write=Sampling(max_tokens=4))
 
 
+@pytest.fixture
+def odd_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verdict is "wrong" here when it has an odd number of letters: untrained models write neither word."""
+    monkeypatch.setattr(reflection, "said_right", lambda text: len(text) % 2 == 0)
+
+
 def reflected(turns: int) -> Rollout:
-    """A verdict is "wrong" here when it has an odd number of letters."""
-    scenario = Reflection("is this ?", turns, wrong=lambda text: bool(len(text) % 2))
+    scenario = Reflection("is this ?", turns)
     return play(scenario, starter_unirl(), tasks(3), SETTINGS, group=4, seed=1, step=1)
 
 
+@pytest.mark.usefixtures("odd_is_wrong")
 def test_a_drawing_found_wrong_is_drawn_again_with_the_verdict_before_it() -> None:
     rollout = reflected(turns=1)
     assert list(rollout.segments) == ["first", "verdict", "second"]
@@ -36,6 +43,7 @@ def test_a_drawing_found_wrong_is_drawn_again_with_the_verdict_before_it() -> No
         assert sample.completion is sample.pictures[last] and ("second" in sample.pictures) == again[b]
 
 
+@pytest.mark.usefixtures("odd_is_wrong")
 def test_it_goes_on_until_a_drawing_is_found_right() -> None:
     short, long = reflected(turns=1), reflected(turns=3)
     names = ["first", "verdict", "second", "second_verdict", "third", "third_verdict", "fourth"]
@@ -54,9 +62,15 @@ def test_it_goes_on_until_a_drawing_is_found_right() -> None:
             assert second == Prompt.of(sample.task.prompt, sample.pictures["second"], "is this ?")
 
 
-def test_only_a_verdict_that_finds_fault_has_it_drawn_again() -> None:
-    texts = ("wrong: make the circle red", "right", "Wrong.", "a circle", "")
-    assert [finds_fault(text) for text in texts] == [True, False, True, False, False]
+def test_only_a_verdict_that_finds_fault_has_it_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["wrong: make the circle red", "right", "Wrong.", "a circle", ""]
+    model = starter_unirl()
+    monkeypatch.setattr(model, "texts", lambda segment: texts)
+    rollout = play(Reflection("is this ?"), model, tasks(5), SETTINGS, seed=1, step=1)
+    assert ["second" in sample.pictures for sample in rollout.samples] == [True, False, True, False, False]
+
+
+def test_what_it_cannot_do_is_refused() -> None:
     for turns in (0, 4):
         with pytest.raises(UserError, match=f"turns of reflection must be 1 to 3, got {turns}"):
             Reflection("?", turns)
@@ -64,8 +78,8 @@ def test_only_a_verdict_that_finds_fault_has_it_drawn_again() -> None:
         play(Reflection("?"), starter_janus(), tasks(1), RolloutSettings(), seed=0, step=0)
 
 
+@pytest.mark.usefixtures("odd_is_wrong")
 def test_masked_models_reflect_too() -> None:
-    scenario = Reflection("is this ?", wrong=lambda text: bool(len(text) % 2))
     settings = RolloutSettings(write=Sampling(max_tokens=4))
-    rollout = play(scenario, starter_unigen(), tasks(2), settings, group=4, seed=1, step=1)
+    rollout = play(Reflection("is this ?"), starter_unigen(), tasks(2), settings, group=4, seed=1, step=1)
     assert rollout.segments["second"].mask.any() and not rollout.segments["second"].mask.any(1).all()

@@ -353,6 +353,7 @@ PROGRAM = """
         time.sleep({seconds})
         return torch.tensor([3.0, -4.0, 0.0])
 
+    recipes.SUMMARIES["toy"] = "three weights"
     recipes.find = lambda name: toy_recipe(slope, steps={steps}, checkpoint_every=0)
     cli.main(["train", "toy", "--run", sys.argv[1], *sys.argv[2:]])
 """

@@ -62,15 +62,11 @@ def test_a_value_that_is_missing_for_once_leaves_its_place() -> None:
     assert second[place : place + 6] == "     -"
 
 
-def test_titles_come_again_and_lines_can_be_thinned() -> None:
+def test_titles_come_again() -> None:
     progress = Progress(25, out=io.StringIO())
     for step in range(1, 26):
         progress.show(step, STEP)
     assert [i for i, line in enumerate(told(progress)) if "step" in line] == [0, 21]
-    thin = Progress(25, every=10, out=io.StringIO())
-    for step in range(1, 26):
-        thin.show(step, STEP)
-    assert [line.split()[0] for line in told(thin)] == ["step", "10/25", "20/25", "25/25"]
 
 
 def test_the_time_left_follows_the_last_twenty_steps() -> None:

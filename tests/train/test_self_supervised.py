@@ -177,7 +177,7 @@ def test_resumed_equals_undisturbed(tmp_path: Path) -> None:
             evaluate=lambda model, step: Evaluation(summary={"score": 0.0, "n": 1}),
         )
 
-    recipe = Recipe(name="self", summary="a test", config=config, build=build)
+    recipe = Recipe(name="self", config=config, build=build)
 
     def go(steps: int, folder: str, resume: bool = False) -> list[dict[str, Any]]:
         made = with_settings(recipe, steps=steps)

@@ -17,7 +17,6 @@ from triptych.evals.collusion import since_start
 from triptych.evals.evaluation import Evaluation
 from triptych.models import load
 from triptych.models.base import UnifiedModel
-from triptych.recipes import SUMMARIES
 from triptych.train import checkpoint as files
 from triptych.train import distributed
 from triptych.train.loop import JobConfig, Learner, Loop, read_evaluations
@@ -43,7 +42,6 @@ class Recipe:
     """
 
     name: str
-    summary: str
     config: JobConfig
     build: Callable[[Any], Parts]
     finish: Callable[[Path, Any], None] | None = None
@@ -152,18 +150,14 @@ def _summarise(path: Path, recipe: Recipe, loop: Loop) -> None:
         "best_step": loop.at.best_step,
         "heldout_before": before.get("heldout"),
         "heldout_after": after.get("heldout"),
-        "model": str(_checkpoint(path, loop.at.step) / "model"),
+        "model": str(files.checkpoint_path(loop.directory.checkpoints, loop.at.step) / "model"),
     }
-    RunDirectory(path).write_json("summary.json", summary)
-
-
-def _checkpoint(path: Path, step: int) -> Path:
-    return path / "checkpoints" / f"step_{step:08d}"
+    loop.directory.write_json("summary.json", summary)
 
 
 def derived(recipe: Recipe, name: str, **settings: Any) -> Recipe:
     """A shipped recipe that is another one with other settings."""
-    return replace(with_settings(recipe, **settings), name=name, summary=SUMMARIES[name])
+    return replace(with_settings(recipe, **settings), name=name)
 
 
 def with_settings(recipe: Recipe, **settings: Any) -> Recipe:

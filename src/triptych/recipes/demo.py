@@ -8,7 +8,7 @@ from triptych.evals.drawing import evaluate_rewards
 from triptych.learn.policy_loss import PolicyLossConfig
 from triptych.models import family
 from triptych.models.base import LoraSettings
-from triptych.recipes import SUMMARIES, shapes_world
+from triptych.recipes import shapes_world
 from triptych.recipes.base import Parts, Recipe, derived
 from triptych.recipes.rewards import build_rewards
 from triptych.scenarios.base import RolloutSettings
@@ -106,7 +106,6 @@ def demo(model: str = "janus") -> Recipe:
         name, where = family(model).name, model
     return Recipe(
         name="demo" if name == "janus" else f"demo-{name}",
-        summary=SUMMARIES["demo"],
         config=replace(DEMOS[name], model=where),
         build=build_text_to_image,
     )
@@ -141,12 +140,7 @@ def janus() -> Recipe:
     (k3), guidance 5 inside the policy. Name the prompts and the reward: ``--tasks my.jsonl --rewards
     my_reward.py:score 1``.
     """
-    return Recipe(
-        name="janus",
-        summary=SUMMARIES["janus"],
-        config=PUBLIC_JANUS,
-        build=build_from_file,
-    )
+    return Recipe(name="janus", config=PUBLIC_JANUS, build=build_from_file)
 
 
 def janus_lora() -> Recipe:

@@ -203,9 +203,11 @@ def examples(
         reads, edits = round(batch * share), round(batch * edit_share)
         draws = batch - reads - edits - sum(others.values())
         rng = np.random.default_rng([seed, step, 2])
-        drawn = [_draw(rng, captions, *about) for about in _spread(draws, seed, step, "example", 4)]
+        drawn = [
+            _noised(_draw(rng, captions), rng, *about) for about in _spread(draws, seed, step, "example", 4)
+        ]
         read = [_read(rng) for _ in range(reads)]
-        edited = [_edit(rng, *about) for about in _spread(edits, seed, step, "edit", 5)]
+        edited = [_noised(_edit(rng), rng, *about) for about in _spread(edits, seed, step, "edit", 5)]
         return drawn + read + edited + [e for kind, n in others.items() for e in _more(kind, n, seed, step)]
 
     return at
@@ -237,14 +239,15 @@ def _spread(n: int, seed: int, step: int, name: str, stream: int) -> list[tuple[
     return [(NoiseKey(seed, step, name, i), float(time)) for i, time in enumerate(times)]
 
 
-def _draw(rng: np.random.Generator, captions: int, key: NoiseKey, time: float) -> Example:
+def _noised(example: Example, rng: np.random.Generator, key: NoiseKey, time: float) -> Example:
+    return replace(example, unconditional=bool(rng.random() < HIDDEN), key=key, time=time)
+
+
+def _draw(rng: np.random.Generator, captions: int) -> Example:
     metadata = train_prompt(rng)
     return Example(
         prompt=Prompt.of(str(metadata["prompt"])),
         target=picture_of(sample_scene(metadata, rng)),
-        unconditional=bool(rng.random() < HIDDEN),
-        key=key,
-        time=time,
         captions=phrases(metadata, captions) if captions else None,
     )
 
@@ -276,15 +279,10 @@ def _code(word: str, width: int) -> Tensor:
     return normals([NoiseKey(0, 0, word, 0, "code")], width)[0] / 2
 
 
-def _edit(rng: np.random.Generator, key: NoiseKey, time: float) -> Example:
+def _edit(rng: np.random.Generator) -> Example:
     edit = train_edit(rng)
-    return Example(
-        prompt=Prompt.of(picture_of(edit.source), str(edit.metadata["prompt"])),
-        target=picture_of(edit.target),
-        unconditional=bool(rng.random() < HIDDEN),
-        key=key,
-        time=time,
-    )
+    prompt = Prompt.of(picture_of(edit.source), str(edit.metadata["prompt"]))
+    return Example(prompt=prompt, target=picture_of(edit.target))
 
 
 def _read(rng: np.random.Generator) -> Example:

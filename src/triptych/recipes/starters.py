@@ -26,7 +26,7 @@ from triptych.models.tiny import (
     tiny_unirl_zero,
 )
 from triptych.models.unigen import UniGenModel
-from triptych.recipes import SUMMARIES, shapes_world
+from triptych.recipes import shapes_world
 from triptych.recipes.base import Parts, Recipe, derived
 from triptych.scenarios.base import RolloutSettings
 from triptych.train.loop import read_evaluations
@@ -87,13 +87,7 @@ def janus() -> Recipe:
         evaluate_every=200,
         checkpoint_every=100,
     )
-    return Recipe(
-        name="starters.janus",
-        summary=SUMMARIES["starters.janus"],
-        config=config,
-        build=build,
-        finish=publish,
-    )
+    return Recipe(name="starters.janus", config=config, build=build, finish=publish)
 
 
 def janus_refine() -> Recipe:

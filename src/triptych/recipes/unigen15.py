@@ -18,7 +18,7 @@ from triptych.evals.evaluation import Evaluation
 from triptych.learn.policy_loss import PolicyLossConfig
 from triptych.models.base import UnifiedModel
 from triptych.models.tiny import TinyUniGen
-from triptych.recipes import SUMMARIES, shapes_world, starters
+from triptych.recipes import shapes_world, starters
 from triptych.recipes.base import Parts, Recipe, derived
 from triptych.recipes.demo import DEMOS
 from triptych.recipes.rewards import build_rewards
@@ -153,8 +153,7 @@ def rl() -> Recipe:
             loss=PolicyLossConfig(objective="no_clip", kl_coef=0.01),
         )
     )
-    name = "unigen15.rl"
-    return Recipe(name=name, summary=SUMMARIES[name], config=config, build=_build_rl)
+    return Recipe(name="unigen15.rl", config=config, build=_build_rl)
 
 
 def _build_align(config: starters.StarterConfig) -> Parts:
@@ -292,8 +291,8 @@ PUBLIC: dict[str, JobConfig] = {
 
 def public(stage: str) -> Recipe:
     """A stage on public parts, and on files of your own: "pretrain", "sft", "align" or "rl"."""
-    name, build = f"public.unigen15.{stage}", _build_rl if stage == "rl" else _build_supervised
-    return Recipe(name=name, summary=SUMMARIES[name], config=PUBLIC[stage], build=build)
+    build = _build_rl if stage == "rl" else _build_supervised
+    return Recipe(name=f"public.unigen15.{stage}", config=PUBLIC[stage], build=build)
 
 
 def _build_supervised(config: FilesConfig) -> Parts:

@@ -14,7 +14,7 @@ from triptych.evals.drawing import evaluate_rewards
 from triptych.evals.evaluation import Evaluation
 from triptych.learn.policy_loss import PolicyLossConfig
 from triptych.models.base import UnifiedModel
-from triptych.recipes import SUMMARIES, demo, shapes_world
+from triptych.recipes import demo, shapes_world
 from triptych.recipes.base import Parts, Recipe
 from triptych.recipes.rewards import build_rewards
 from triptych.rewards.base import RewardSet
@@ -90,8 +90,7 @@ def make(name: str) -> Recipe:
     """A recipe of this file by its name in SUMMARIES: ``[public.]unirl.MODEL.HOW``."""
     public, _, rest = name.rpartition("unirl.")
     model, how = rest.split(".")
-    config = (PUBLIC if public else STARTERS)[model][how]
-    return Recipe(name=name, summary=SUMMARIES[name], config=config, build=build)
+    return Recipe(name=name, config=(PUBLIC if public else STARTERS)[model][how], build=build)
 
 
 def build(config: QuizConfig | SelfSupervisedConfig) -> Parts:

@@ -20,7 +20,7 @@ from triptych.learn.advantages import AdvantageConfig
 from triptych.learn.diffusion_nft import DiffusionNFTConfig
 from triptych.learn.policy_loss import PolicyLossConfig
 from triptych.models.base import LoraSettings, UnifiedModel
-from triptych.recipes import SUMMARIES, shapes_reasoning, shapes_world
+from triptych.recipes import shapes_reasoning, shapes_world
 from triptych.recipes.base import Parts, Recipe
 from triptych.recipes.demo import BRANCHES, DENOISED, PUBLIC_JANUS
 from triptych.recipes.rewards import build_rewards
@@ -221,9 +221,7 @@ def make(name: str) -> Recipe:
     if how == "lora":
         config = _with_adapters(config, episode.adapted)
     learner = NFTLearner if how == "nft" else PolicyLearner
-    return Recipe(
-        name=name, summary=SUMMARIES[name], config=config, build=partial(build, episode, learner=learner)
-    )
+    return Recipe(name=name, config=config, build=partial(build, episode, learner=learner))
 
 
 def _with_adapters(config: PolicyConfig, layers: tuple[str, ...]) -> PolicyConfig:

@@ -66,8 +66,7 @@ class Actor:
             segment = model.generate_image(prompts, sampling, keys)
             return segment, list(to_pictures(model.decode(segment)))
 
-        self._act(name, prompts, active, draw, self.pictures)
-        return [_latest(row, name) for row in self.pictures]
+        return self._act(name, prompts, active, draw, self.pictures)
 
     def write(self, name: str, prompts: Sequence[Prompt], active: Sequence[bool] | None = None) -> list[str]:
         """Write one text a row; for a row that sits out the text that it wrote last is returned."""
@@ -78,8 +77,7 @@ class Actor:
             segment = model.generate_text(prompts, sampling, keys)
             return segment, model.texts(segment)
 
-        self._act(name, prompts, active, write, self.texts)
-        return [_latest(row, name) for row in self.texts]
+        return self._act(name, prompts, active, write, self.texts)
 
     def _act(
         self,
@@ -88,8 +86,8 @@ class Actor:
         active: Sequence[bool] | None,
         act: Callable[[Sequence[Prompt], Sequence[NoiseKey]], tuple[S, list[T]]],
         outcomes: Sequence[dict[str, T]],
-    ) -> None:
-        """Act for the active rows in batches; record the segment, and each row's outcome."""
+    ) -> list[T]:
+        """Act for the active rows in batches; record segment and each row's outcome; return the latest."""
         active = [True] * len(self.keys) if active is None else active
         for given, what in ((prompts, "prompts"), (active, "active rows")):
             assert len(given) == len(self.keys), f"{len(given)} {what} for {len(self.keys)} rows"
@@ -107,11 +105,8 @@ class Actor:
                     outcomes[b][name] = outcome
         segment = type(parts[0]).cat(parts).to("cpu")
         self.segments[name] = segment if all(active) else segment.among(rows, prompts)
-
-
-def _latest(outcomes: Mapping[str, T], name: str) -> T:
-    assert outcomes, f"a row sits out of {name!r} that has nothing before it"
-    return list(outcomes.values())[-1]
+        assert all(outcomes), f"a row sits out of {name!r} that has nothing before it"
+        return [list(row.values())[-1] for row in outcomes]
 
 
 class Scenario(ABC):
@@ -147,17 +142,14 @@ def play(
     Raises UserError for a model that cannot do what the scenario needs, before anything is drawn.
     """
     model.require(*scenario.needs)
-    rows = [(task, sample) for task in tasks for sample in range(group)]
-    keys = [NoiseKey(seed, step, task.id, sample) for task, sample in rows]
-    actor = Actor(model, keys, settings)
-    row_tasks = [task for task, _ in rows]
-    scenario.rollout(actor, row_tasks)
+    played = [task for task in tasks for _ in range(group)]
+    actor = Actor(model, [NoiseKey(seed, step, t.id, b % group) for b, t in enumerate(played)], settings)
+    scenario.rollout(actor, played)
     results = (scenario.result,) if isinstance(scenario.result, str) else scenario.result
     samples = []
-    for task, texts, pictures in zip(row_tasks, actor.texts, actor.pictures, strict=True):
+    for task, texts, pictures in zip(played, actor.texts, actor.pictures, strict=True):
         outcomes: dict[str, str | Picture] = {**texts, **pictures}
         completion = [outcomes[name] for name in results if name in outcomes][-1]
         samples.append(Sample(task=task, texts=texts, pictures=pictures, completion=completion))
-    return Rollout(
-        groups=tuple(task.id for task in row_tasks), segments=actor.segments, samples=tuple(samples)
-    )
+    groups = tuple(task.id for task in played)
+    return Rollout(groups=groups, segments=actor.segments, samples=tuple(samples))

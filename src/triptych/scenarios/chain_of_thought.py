@@ -1,7 +1,6 @@
 """Thinking before drawing: the model writes what it means to draw, then draws after its own words."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 from triptych.scenarios.base import Actor, Scenario
 from triptych.trajectory import Prompt, Task
@@ -15,8 +14,8 @@ class ChainOfThought(Scenario):
     ``credit`` gives either its own rewards.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("draw", "read")
-    result: ClassVar[str] = "image"
+    needs = ("draw", "read")
+    result = "image"
 
     def __init__(self, credit: Mapping[str, tuple[str, ...]] | None = None) -> None:
         self.credit = credit or {}

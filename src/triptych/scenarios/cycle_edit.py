@@ -1,7 +1,6 @@
 """Cycle editing: an edit is made, then unmade, and both legs are judged together."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from triptych.errors import UserError
 from triptych.scenarios.base import Actor, Scenario
@@ -16,8 +15,8 @@ class CycleEdit(Scenario):
     legs are credited with one advantage, that of all rewards together.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("draw", "edit")
-    result: ClassVar[str] = "edit"
+    needs = ("draw", "edit")
+    result = "edit"
 
     def rollout(self, actor: Actor, tasks: Sequence[Task]) -> None:
         """Two drawings a task: "edit", then "back"."""

@@ -1,7 +1,6 @@
 """Editing: a source picture and an instruction are drawn anew, and the drawing is judged."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from triptych.errors import UserError
 from triptych.scenarios.base import Actor, Scenario
@@ -11,8 +10,8 @@ from triptych.trajectory import Prompt, Task
 class Edit(Scenario):
     """image + text -> image, and nothing else: a task without a ``source`` is refused."""
 
-    needs: ClassVar[tuple[str, ...]] = ("draw", "edit")
-    result: ClassVar[str] = "image"
+    needs = ("draw", "edit")
+    result = "image"
 
     def rollout(self, actor: Actor, tasks: Sequence[Task]) -> None:
         """One drawing a task, whose ``source`` is the picture to edit."""

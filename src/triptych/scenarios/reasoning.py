@@ -1,7 +1,6 @@
 """Reasoning: a question is answered in words, and the answer is judged."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from triptych.errors import UserError
 from triptych.scenarios.base import Actor, Scenario
@@ -11,8 +10,8 @@ from triptych.trajectory import Prompt, Task
 class TextReasoning(Scenario):
     """text -> text (UniRL-Zero, scenario 1)."""
 
-    needs: ClassVar[tuple[str, ...]] = ("read",)
-    result: ClassVar[str] = "answer"
+    needs = ("read",)
+    result = "answer"
 
     def rollout(self, actor: Actor, tasks: Sequence[Task]) -> None:
         """One text a task."""
@@ -22,8 +21,8 @@ class TextReasoning(Scenario):
 class MultimodalReasoning(Scenario):
     """image + text -> text (UniRL-Zero, scenario 2)."""
 
-    needs: ClassVar[tuple[str, ...]] = ("read",)
-    result: ClassVar[str] = "answer"
+    needs = ("read",)
+    result = "answer"
 
     def rollout(self, actor: Actor, tasks: Sequence[Task]) -> None:
         """One text a task, whose ``source`` is the picture that is asked about."""

@@ -1,7 +1,6 @@
 """Self-quiz: the model draws, is asked about its own drawing, and its answer says how good both were."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from triptych.errors import UserError
 from triptych.evals.quiz import questions_of
@@ -17,8 +16,8 @@ class SelfQuiz(Scenario):
     several wordings of a task's question the samples of its group get one each, in turn.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("draw", "read")
-    result: ClassVar[str] = "image"
+    needs = ("draw", "read")
+    result = "image"
 
     def __init__(self, *, drawing: Sequence[str] = (), answer: Sequence[str] = ()) -> None:
         apart = {"image": tuple(drawing), "answer": tuple(answer)}
@@ -26,7 +25,6 @@ class SelfQuiz(Scenario):
 
     def rollout(self, actor: Actor, tasks: Sequence[Task]) -> None:
         """One drawing and one answer a task, whose metadata or columns hold its ``question``."""
-        actor.model.require("draw", "read")
         questions = [_question(task, key.sample) for task, key in zip(tasks, actor.keys, strict=True)]
         pictures = actor.draw("image", [Prompt.of(task.prompt) for task in tasks])
         asked = zip(pictures, questions, strict=True)

@@ -1,7 +1,6 @@
 """Text to image, and image to image where a task has a source: the prompt is drawn, the drawing is judged."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from triptych.scenarios.base import Actor, Scenario
 from triptych.scenarios.edit import edit_prompt
@@ -14,8 +13,8 @@ class TextToImage(Scenario):
     Tasks of both kinds may share a batch; a model that cannot edit is refused those with a ``source``.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("draw",)
-    result: ClassVar[str] = "image"
+    needs = ("draw",)
+    result = "image"
 
     def rollout(self, actor: Actor, tasks: Sequence[Task]) -> None:
         """One drawing a task."""

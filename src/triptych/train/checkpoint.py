@@ -26,6 +26,11 @@ _STATE = "state.json"
 _TEMPORARY = ".tmp-"
 
 
+def checkpoint_path(root: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return root / f"step_{step:08d}"
+
+
 def save_checkpoint(
     root: Path,
     step: int,
@@ -40,7 +45,7 @@ def save_checkpoint(
     model's own folder) below the path that it is given. The folder takes its name only once every file in it
     is on the disk. Raises UserError when the disk refuses; then nothing of the attempt stays.
     """
-    final = root / f"step_{step:08d}"
+    final = checkpoint_path(root, step)
     partial = root / f"{_TEMPORARY}{final.name}-{os.getpid()}"
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -53,14 +58,12 @@ def save_checkpoint(
         _sync(root)
         _remove_leftovers(root)
     except (OSError, SafetensorError) as error:  # safetensors wraps the operating system's error in its own
-        shutil.rmtree(partial, ignore_errors=True)
         cause = getattr(error, "strerror", None) or str(error)
         kept = [path.name for path in _steps(root) if _problem(path, hashes=False) is None]
         intact = f"the previous checkpoint {kept[0]} is intact" if kept else "there is no earlier checkpoint"
         raise UserError(f"cannot write checkpoint {final}: {cause}; {intact}") from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # not there if all went well: it has another name
     return final
 
 

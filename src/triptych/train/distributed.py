@@ -5,7 +5,7 @@ environment is the one thing read from outside. It must not know models, losses 
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import TypeVar
 
@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 T = TypeVar("T")
-_BUCKET_ELEMENTS = 2**24
 
 
 def setup(device: str | None = None) -> torch.device:
@@ -82,22 +81,11 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
         return
     used = torch.tensor([p.grad is not None for p in trained], dtype=torch.int32, device=trained[0].device)
     dist.all_reduce(used)
-    for bucket in _buckets([p for p, n in zip(trained, used.tolist(), strict=True) if n]):
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
-        flat = torch.cat([grad.reshape(-1) for grad in grads])
-        dist.all_reduce(flat)
-        for p, total in zip(bucket, flat.split([g.numel() for g in grads]), strict=True):
-            p.grad = total.view_as(p).clone()
-
-
-def _buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Neighbours of one dtype and device, up to a size: few large calls instead of many small ones."""
-    bucket: list[nn.Parameter] = []
-    for p in parameters:
-        full = bucket and sum(q.numel() for q in bucket) + p.numel() > _BUCKET_ELEMENTS
-        if full or (bucket and (p.dtype, p.device) != (bucket[0].dtype, bucket[0].device)):
-            yield bucket
-            bucket = []
-        bucket.append(p)
-    if bucket:
-        yield bucket
+    calls = []
+    for p, n in zip(trained, used.tolist(), strict=True):
+        if n:
+            grad = torch.zeros_like(p) if p.grad is None else p.grad
+            p.grad = grad.contiguous()
+            calls.append(dist.all_reduce(p.grad, async_op=True))  # all under way at once
+    for call in calls:
+        call.wait()

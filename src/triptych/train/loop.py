@@ -130,7 +130,7 @@ class Loop:
         learner: Learner,
         run: RunDirectory,
         evaluate: Callable[[UnifiedModel, int], Evaluation],
-        progress: Progress | None = None,
+        progress: Progress,
         guard: Guard | None = None,
     ) -> None:
         self.config, self.model, self.learner, self.directory = config, model, learner, run
@@ -138,7 +138,7 @@ class Loop:
         self.optimizer = Optimizer(model.parameter_groups(), config.optimizer)
         self.average = Average(self.optimizer.parameters, config.average) if config.average else None
         self.at = _Progress()
-        self.told = progress or Progress(config.steps)
+        self.told = progress
         self.stop = False
 
     def run(self) -> None:
@@ -239,18 +239,15 @@ class Loop:
             return
         if rows := self.learner.samples():
             self.directory.save_samples(f"step_{self.at.step:06d}", rows)
-        tensors: dict[str, dict[str, Tensor]] = {}
-        settings = []
-        for i, part in enumerate(self.optimizer.parts):
-            values, about = files.pack_optimizer(part)
-            tensors[f"optimizer_{i}"] = values
-            settings.append(about)
+        packed = [files.pack_optimizer(part) for part in self.optimizer.parts]
+        tensors = {f"optimizer_{i}": values for i, (values, _) in enumerate(packed)}
         if self.average:
             tensors["average"] = self.average.tensors()
         if own := self.learner.tensors():
             tensors["learner"] = own
         self.at.learner = self.learner.state()
-        state = {"progress": vars(self.at), "optimizers": settings, "config": asdict(self.config)}
+        optimizers = [groups for _, groups in packed]
+        state = {"progress": vars(self.at), "optimizers": optimizers, "config": asdict(self.config)}
         path = files.save_checkpoint(
             self.directory.checkpoints,
             self.at.step,
@@ -262,7 +259,7 @@ class Loop:
 
     def _prune(self, newest: Path) -> None:
         root = self.directory.checkpoints
-        files.prune(root, self.config.keep, {newest, root / f"step_{self.at.best_step:08d}"})
+        files.prune(root, self.config.keep, {newest, files.checkpoint_path(root, self.at.best_step)})
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint whose weights the model already holds."""

@@ -19,7 +19,6 @@ from triptych.train import distributed
 from triptych.train.loop import Gradient
 from triptych.train.optimizer import Average
 from triptych.train.policy import Batch, PolicyConfig, PolicyLearner
-from triptych.trajectory import NoiseKey
 
 VELOCITY = frozenset({"velocity"})
 
@@ -44,11 +43,10 @@ class NFTLearner(PolicyLearner):
     def __init__(self, config: NFTConfig, *parts: Any, **more: Any) -> None:
         super().__init__(config, *parts, **more)
         self.acting = Average([p for group in self.model.parameter_groups().values() for p in group], 0.0)
-        self.step = 0
 
     def gradients(self, step: int) -> Iterator[Gradient]:
         """Let the policy that draws follow, then roll out, judge, and give the optimizer steps."""
-        self.step, self.acting.decay = step, self.config.nft.decay_at(step)
+        self.acting.decay = self.config.nft.decay_at(step)
         self.acting.update()
         self.checked = self.checked or step > 1  # from then on the two policies differ
         yield from super().gradients(step)
@@ -73,9 +71,8 @@ class NFTLearner(PolicyLearner):
     def _loss(
         self, batch: Batch, name: str, rows: list[int], denominators: Denominators, first: bool
     ) -> Tensor:
-        nft, device, group = self.config.nft, self.model.device, self.config.group
-        about = [(batch.rollout.groups[b], b % group, f"{name}/renoised") for b in rows]
-        keys = [NoiseKey(self.config.seed, self.step, *key) for key in about]
+        nft, device = self.config.nft, self.model.device
+        keys = self._fresh(batch, rows, f"{name}/renoised")
         points = flow.renoised(batch.rollout.segments[name].rows(rows), keys, nft.times).to(device)
         with torch.no_grad(), self.acting.swapped():
             old = self.model.score(points, VELOCITY).velocity

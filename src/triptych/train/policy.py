@@ -6,7 +6,7 @@ kind of actions they hold.
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from triptych.scenarios.base import RolloutSettings, Scenario, play
 from triptych.train import distributed
 from triptych.train.loop import Gradient, JobConfig, Learner
 from triptych.train.tasks import MixedStream, TaskStream
-from triptych.trajectory import Rollout, Sample, Segment, Task
+from triptych.trajectory import NoiseKey, Rollout, Sample, Segment, Task
 
 NOISE_CLIPPED = 0.01
 """Share of actions that the first pass may clip, where every ratio should be 1, without a warning."""
@@ -106,19 +106,13 @@ class Judged:
     total: Tensor
     held_out: dict[str, Tensor]
 
-    def rows(self, index: Sequence[int]) -> "Judged":
+    def rows(self, index: Tensor) -> "Judged":
         """The given rows."""
-        rows = torch.as_tensor(list(index))
         return Judged(
-            {k: v[rows] for k, v in self.values.items()},
-            self.total[rows],
-            {k: v[rows] for k, v in self.held_out.items()},
+            {k: v[index] for k, v in self.values.items()},
+            self.total[index],
+            {k: v[index] for k, v in self.held_out.items()},
         )
-
-    def split(self, size: int) -> list["Judged"]:
-        """Runs of ``size`` rows."""
-        starts = range(0, len(self.total), size)
-        return [self.rows(range(i, i + size)) for i in starts]
 
     @classmethod
     def cat(cls, parts: Sequence["Judged"]) -> "Judged":
@@ -157,7 +151,7 @@ class PolicyLearner(Learner):
     ) -> None:
         self.config, self.model, self.scenario = config, model, scenario
         self.rewards, self.explain = rewards, explain
-        _check_names(config, scenario, rewards)
+        _check_credit(scenario, rewards)
         kinds = tasks if isinstance(tasks, Mapping) else {"all": tasks}
         self.stream, self.spare = (
             MixedStream({kind: TaskStream(found, seed) for kind, found in kinds.items()})
@@ -170,11 +164,11 @@ class PolicyLearner(Learner):
         self.sums = PolicyMetrics()
         self.ratio_error = 0.0
         self.checked = False
-        self.started = 0.0
+        self.step, self.started = 0, 0.0
 
     def gradients(self, step: int) -> Iterator[Gradient]:
         """Roll out, judge, and give ``epochs x minibatches`` optimizer steps."""
-        self.started = time.perf_counter()
+        self.step, self.started = step, time.perf_counter()
         self.sums, self.ratio_error = PolicyMetrics(), 0.0
         self.batch = batch = self.collect(step)
         for i in range(self.config.epochs * self.config.minibatches):
@@ -205,11 +199,12 @@ class PolicyLearner(Learner):
         mine, everyone = self._play(tasks, step, played)
         tried = {task.id for task in tasks}
         for attempt in range(config.redraw):
-            dead = self._dead(tasks, everyone)
+            found = self._advantages(everyone, everyone.values, tasks)
+            dead = {task.id for task, dead in zip(tasks, found.dead.tolist(), strict=True) if dead}
             if not dead:
                 break
             fresh = self.spare.batch((step - 1) * config.redraw + attempt, config.prompts)
-            tasks = _replaced(tasks, set(dead), [task for task in fresh if task.id not in tried])
+            tasks = _replaced(tasks, dead, [task for task in fresh if task.id not in tried])
             tried |= {task.id for task in tasks}
             mine, everyone = self._play(tasks, step, played)
         return self._credit(tasks, *mine, everyone)
@@ -223,80 +218,51 @@ class PolicyLearner(Learner):
         """
         config = self.config
         rank, size = distributed.rank_and_size()
-        mine = list(tasks)[rank::size]
+        mine = tasks[rank::size]
         if new := [task for task in mine if task.id not in played]:
-            rollout = play(
-                self.scenario,
-                self.model,
-                new,
-                config.rollout,
-                group=config.group,
-                seed=config.seed,
-                step=step,
-            )
+            how = dict(group=config.group, seed=config.seed, step=step)
+            rollout = play(self.scenario, self.model, new, config.rollout, **how)
             scores = self.rewards.score(rollout.samples)
             judged = Judged(scores.values, scores.total, scores.held_out)
-            for i, task in enumerate(new):
-                rows = list(range(i * config.group, (i + 1) * config.group))
-                played[task.id] = rollout.rows(rows), judged.rows(rows)
+            for task, rows in zip(new, self._rows(len(new)), strict=True):
+                played[task.id] = rollout.rows(rows.tolist()), judged.rows(rows)
         rollouts, judgements = zip(*(played[task.id] for task in mine), strict=True)
         own = Judged.cat(judgements)
-        shares = [share.split(config.group) for share in distributed.gather_objects(own)]
-        everyone = Judged.cat([shares[i % size][i // size] for i in range(len(tasks))])
+        rows = self._rows(len(tasks))
+        by_process = torch.cat([rows[r::size].flatten() for r in range(size)])
+        everyone = Judged.cat(distributed.gather_objects(own)).rows(by_process.argsort())
         return (Rollout.cat(rollouts), own), everyone
 
-    def _dead(self, tasks: Sequence[Task], everyone: Judged) -> list[str]:
-        found = self._advantages(everyone, tuple(everyone.values), self._group_ids(tasks))
-        return [task.id for task, dead in zip(tasks, found.dead.tolist(), strict=True) if dead]
-
-    def _group_ids(self, tasks: Sequence[Task]) -> list[str]:
-        return [task.id for task in tasks for _ in range(self.config.group)]
+    def _rows(self, tasks: int) -> Tensor:
+        """The rows of each of so many tasks, ``[tasks, group]``."""
+        return torch.arange(tasks * self.config.group).view(tasks, self.config.group)
 
     def _credit(self, tasks: Sequence[Task], rollout: Rollout, judged: Judged, everyone: Judged) -> Batch:
         """Advantages of each segment, from the rewards that the scenario credits it with."""
-        ids = self._group_ids(tasks)
         rank, size = distributed.rank_and_size()
-        rows = torch.tensor(
-            [
-                i * self.config.group + g
-                for i in range(len(tasks))[rank::size]
-                for g in range(self.config.group)
-            ]
-        )
-        whole = self._advantages(everyone, tuple(everyone.values), ids)
+        rows = self._rows(len(tasks))[rank::size].flatten()
         if unknown := sorted(set(self.config.segment_weights) - set(rollout.segments)):
             raise UserError(
                 f"segment_weights names {unknown[0]!r}; the segments are {', '.join(rollout.segments)}"
             )
         advantages = {}
         for name in rollout.segments:
-            found = self._advantages(everyone, self._credited(name, everyone), ids)
+            found = self._advantages(everyone, self._credited(name, everyone), tasks)
             advantages[name] = replace(found, values=found.values[rows], scored=found.scored[rows])
-        return Batch(rollout, judged, advantages, self._reward_metrics(everyone, whole, len(ids)))
+        whole = self._advantages(everyone, everyone.values, tasks)
+        return Batch(rollout, judged, advantages, _reward_metrics(everyone, whole))
 
     def _credited(self, segment: str, judged: Judged) -> tuple[str, ...]:
         """The rewards that judge a segment: those that the scenario names, or all."""
         return self.scenario.credit.get(segment, tuple(judged.values))
 
-    def _advantages(self, judged: Judged, names: Sequence[str], ids: Sequence[str]) -> Advantages:
+    def _advantages(self, judged: Judged, names: Collection[str], tasks: Sequence[Task]) -> Advantages:
+        ids = [task.id for task in tasks for _ in range(self.config.group)]
         weights = {name: self.rewards.weights.get(name, 1.0) for name in names}
         if self.config.combine == "each":
             return normalised_sum({n: judged.values[n] for n in names}, weights, ids, self.config.advantage)
         total = torch.stack([weights[n] * judged.values[n] for n in names]).sum(0)
         return group_advantages(total, ids, self.config.advantage)
-
-    def _reward_metrics(self, judged: Judged, whole: Advantages, episodes: int) -> dict[str, float]:
-        scored = judged.total[judged.total.isfinite()]
-        rewards = {"mean": judged.total, **judged.values}
-        return {
-            **_means("reward", rewards),
-            **_means("held_out", judged.held_out),
-            "reward/std": float(scored.std()) if len(scored) > 1 else 0.0,
-            "group/std": float(whole.group_std.mean()),
-            "group/dead": float(whole.dead.float().mean()),
-            "unscored": float(episodes - len(scored)),
-            "episodes": float(episodes),
-        }
 
     # -- gradients ---------------------------------------------------------------------------------
     def losses(self, batch: Batch, rows: Sequence[int], *, first: bool = True) -> Iterator[Tensor]:
@@ -360,6 +326,11 @@ class PolicyLearner(Learner):
             self.ratio_error = self.sums.ratio_error
         where = Denominators(denominators.policy.to(device), denominators.regulariser.to(device))
         return total_loss(terms, config, where) * self.config.segment_weights.get(name, 1.0)
+
+    def _fresh(self, batch: Batch, rows: Sequence[int], name: str) -> list[NoiseKey]:
+        """Keys of noise that a loss draws in this step, apart from what acted."""
+        seed, groups, group = self.config.seed, batch.rollout.groups, self.config.group
+        return [NoiseKey(seed, self.step, groups[b], b % group, name) for b in rows]
 
     def _check(self) -> None:
         """Refuse to train where scoring does not give back what sampling recorded."""
@@ -450,7 +421,7 @@ class PolicyLearner(Learner):
         self.rewards.broken.update(state["rewards"])
 
 
-def _check_names(config: PolicyConfig, scenario: Scenario, rewards: RewardSet) -> None:
+def _check_credit(scenario: Scenario, rewards: RewardSet) -> None:
     credited = {name for names in scenario.credit.values() for name in names}
     if missing := sorted(credited - set(rewards.rewards)):
         raise UserError(
@@ -464,6 +435,19 @@ def _replaced(tasks: Sequence[Task], dead: set[str], fresh: Sequence[Task]) -> l
     draws, edits = ([t for t in fresh if (t.source is None) == drawn] for drawn in (True, False))
     spare = {True: iter(draws), False: iter(edits)}
     return [next(spare[task.source is None], task) if task.id in dead else task for task in tasks]
+
+
+def _reward_metrics(judged: Judged, found: Advantages) -> dict[str, float]:
+    scored = judged.total[judged.total.isfinite()]
+    return {
+        **_means("reward", {"mean": judged.total, **judged.values}),
+        **_means("held_out", judged.held_out),
+        "reward/std": float(scored.std()) if len(scored) > 1 else 0.0,
+        "group/std": float(found.group_std.mean()),
+        "group/dead": float(found.dead.float().mean()),
+        "unscored": float(len(judged.total) - len(scored)),
+        "episodes": float(len(judged.total)),
+    }
 
 
 def _means(kind: str, values: Mapping[str, Tensor]) -> dict[str, float]:

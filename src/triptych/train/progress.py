@@ -20,15 +20,13 @@ COLUMNS = (
 
 
 class Progress:
-    """Tells what happens; ``every`` thins the lines out, ``out=None`` is silent.
+    """Tells what happens, a line a step; ``out=None`` is silent.
 
     Standard output is looked up when a run starts, so that one who redirects it is heeded.
     """
 
-    def __init__(
-        self, steps: int, *, every: int = 1, out: TextIO | Literal["stdout"] | None = "stdout"
-    ) -> None:
-        self.steps, self.every = steps, every
+    def __init__(self, steps: int, *, out: TextIO | Literal["stdout"] | None = "stdout") -> None:
+        self.steps = steps
         self.out = sys.stdout if out == "stdout" else out
         self.shown = 0
         self.columns: Sequence[tuple[str, str, int, str]] = ()
@@ -42,8 +40,6 @@ class Progress:
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
         """The line of one step."""
         self.recent = [*self.recent[-19:], metrics["seconds"]]
-        if step % self.every and step != self.steps:
-            return
         if self.shown % 20 == 0:
             self.columns = [c for c in COLUMNS if c[0] in metrics]
             titles = [f"{title:>{width}}" for _, title, width, _ in self.columns]

@@ -147,27 +147,16 @@ def sink_makers(names: Sequence[str]) -> list[Callable[[Path], Sink]]:
 
     Raises UserError for an unknown one, and for one whose package is not there.
     """
-    packages = {"tensorboard": "torch.utils.tensorboard", "trackio": "trackio", "wandb": "wandb"}
     made: list[Callable[[Path], Sink]] = []
     for name in names:
-        if name not in packages:
-            raise UserError(f"no sink called {name!r}; there are {', '.join(packages)}")
+        if name not in _SINKS:
+            raise UserError(f"no sink called {name!r}; there are {', '.join(_SINKS)}")
+        package, start = _SINKS[name]
         try:
-            package = import_module(packages[name])
+            made.append(partial(start, import_module(package)))
         except ImportError:
             raise UserError(f"the sink {name!r} needs its package: pip install 'triptych[track]'") from None
-        made.append(
-            partial({"tensorboard": _TensorBoard, "trackio": _trackio, "wandb": _wandb}[name], package)
-        )
     return made
-
-
-def _trackio(package: Any, path: Path) -> Sink:
-    return package.init(project="triptych", name=path.name)
-
-
-def _wandb(package: Any, path: Path) -> Sink:
-    return package.init(project="triptych", name=path.name, dir=str(path))
 
 
 class _TensorBoard:
@@ -178,3 +167,11 @@ class _TensorBoard:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
         self.writer.flush()
+
+
+_SINKS: dict[str, tuple[str, Callable[[Any, Path], Sink]]] = {
+    "tensorboard": ("torch.utils.tensorboard", _TensorBoard),
+    "trackio": ("trackio", lambda package, path: package.init(project="triptych", name=path.name)),
+    "wandb": ("wandb", lambda package, path: package.init(project="triptych", name=path.name, dir=str(path))),
+}
+"""The module of each sink, and what opens one for a run."""

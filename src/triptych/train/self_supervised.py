@@ -18,7 +18,7 @@ from triptych.models.base import Example, LossSum
 from triptych.train import distributed
 from triptych.train.loop import Gradient
 from triptych.train.policy import Batch, PolicyConfig, PolicyLearner
-from triptych.trajectory import NoiseKey, Prompt
+from triptych.trajectory import Prompt
 
 DRAWING, ANSWER = "image", "answer"
 """The segments of :class:`SelfQuiz`."""
@@ -68,11 +68,11 @@ class SelfSupervisedLearner(PolicyLearner):
                 f"task {missing[0]} has no answer to learn; `triptych quiz` makes prompts that do"
             )
         self.checked = True  # no recorded log-probability enters the losses
-        self.step, self.found = 0, _nothing()
+        self.found = _nothing()
 
     def gradients(self, step: int) -> Iterator[Gradient]:
         """Draw, ask, grade, and give the optimizer steps."""
-        self.step, self.found = step, _nothing()
+        self.found = _nothing()
         yield from super().gradients(step)
 
     def losses(self, batch: Batch, rows: Sequence[int], *, first: bool = True) -> Iterator[Tensor]:
@@ -105,13 +105,11 @@ class SelfSupervisedLearner(PolicyLearner):
     def _answer(self, batch: Batch, rows: Sequence[int]) -> LossSum:
         examples = self._examples(batch, rows)
         if self.config.regime == "end_to_end":
-            about = [(batch.rollout.groups[b], b % self.config.group, f"{DRAWING}/relaxed") for b in rows]
-            keys = [NoiseKey(self.config.seed, self.step, *key) for key in about]
-            drawn = batch.rollout.segments[DRAWING].rows(rows)
-            soft = self.model.relax(drawn, self.config.relaxation, keys)
-            prompts = [Prompt.of(p, e.prompt.text) for p, e in zip(soft, examples, strict=True)]
+            drawn, keys = batch.rollout.segments[DRAWING], self._fresh(batch, rows, f"{DRAWING}/relaxed")
+            soft = self.model.relax(drawn.rows(rows), self.config.relaxation, keys)
             examples = [
-                Example(prompt=prompt, target=e.target) for prompt, e in zip(prompts, examples, strict=True)
+                Example(prompt=Prompt.of(p, e.prompt.text), target=e.target)
+                for p, e in zip(soft, examples, strict=True)
             ]
         return self.model.supervised_loss(examples)["read"]
 

@@ -50,7 +50,7 @@ class SupervisedLearner(Learner):
         self.sums = {}
         size = self.config.micro_batch
         for kind in KINDS:
-            rows = [e for e in examples if isinstance(e.target, str) == (kind == "read")]
+            rows = _of(kind, examples)
             total = float(distributed.all_sum(torch.tensor(float(self.model.target_count(rows)))))
             if total:  # also where this process has none of them: metrics are summed over all processes
                 self.sums[kind] = torch.zeros(())
@@ -68,6 +68,10 @@ class SupervisedLearner(Learner):
         return {"loss": sum(means.values()), **means}
 
 
+def _of(kind: str, examples: Sequence[Example]) -> list[Example]:
+    return [e for e in examples if isinstance(e.target, str) == (kind == "read")]
+
+
 def _alike(rows: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
     """At most ``size`` at a time, those with pictures in their prompts apart: others would be padded."""
     groups = [[e for e in rows if bool(e.prompt.pictures) == seen] for seen in (False, True)]
@@ -82,9 +86,9 @@ def evaluate_loss(config: SupervisedConfig, model: UnifiedModel, examples: Seque
     """
     losses = {}
     for kind in KINDS:
-        rows = [e for e in examples if isinstance(e.target, str) == (kind == "read")]
         with autocast(config, model.device):
-            found = [model.supervised_loss(part)[kind] for part in _alike(rows, config.micro_batch)]
+            parts = _alike(_of(kind, examples), config.micro_batch)
+            found = [model.supervised_loss(part)[kind] for part in parts]
         if found:
             count = sum(float(part.count) for part in found)
             losses[f"loss/{kind}"] = sum(float(part.total) for part in found) / count
