@@ -1,21 +1,25 @@
 """What reflection is compared with: second turns that a drawing's own verdict does not steer."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
-from triptych.scenarios.base import Actor
-from triptych.scenarios.reflection import Reflection, finds_fault
+from triptych.rewards.reflection import said_right
+from triptych.scenarios.base import Actor, Scenario
 from triptych.trajectory import Prompt, Task
 
 
-class UnsteeredTurns(Reflection):
+class UnsteeredTurns(Scenario):
     """After a first drawing and its verdict: a second after "another" one's verdict, and a "plain" second.
 
     "another" is drawn where that other verdict is "wrong", "plain", which is the prompt drawn again, where
-    the own one is. Verdicts are exchanged by half of all episodes: those of another task.
+    the own one is. Verdicts are exchanged by half of all episodes: those of another task. ``question`` asks
+    for them.
     """
 
-    result: ClassVar[tuple[str, ...]] = ("first", "another", "plain")
+    needs = ("draw", "read", "edit")
+    result = ("first", "another", "plain")
+
+    def __init__(self, question: str) -> None:
+        self.question = question
 
     def rollout(self, actor: Actor, tasks: Sequence[Task]) -> None:
         """Two second drawings of each first one."""
@@ -25,5 +29,5 @@ class UnsteeredTurns(Reflection):
         said = actor.write("verdict", shown)
         others = said[len(said) // 2 :] + said[: len(said) // 2]
         redraw = [prompt.replied(text) for prompt, text in zip(shown, others, strict=True)]
-        actor.draw("another", redraw, [finds_fault(text) for text in others])
-        actor.draw("plain", asked, [finds_fault(text) for text in said])
+        actor.draw("another", redraw, [said_right(text) is False for text in others])
+        actor.draw("plain", asked, [said_right(text) is False for text in said])
