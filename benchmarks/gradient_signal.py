@@ -13,6 +13,9 @@ prompts of the training split, with the same noise everywhere.
 
     python benchmarks/gradient_signal.py [--model showo] [--rounds 12] [--orders random common]
         [--reward exact] [--first 3] [--along 0.001 0.003 0.01 0.02 0.03]
+    python benchmarks/gradient_signal.py --edits [--rounds 12] [--orders random common]
+
+With ``--edits`` it is the edits of ``unigen15.rl`` and their reward, ``shared``.
 """
 
 import argparse
@@ -26,7 +29,8 @@ from torch import Tensor, nn
 
 from triptych.models import load
 from triptych.models.masked_model import MaskedModel
-from triptych.recipes import shapes_world
+from triptych.recipes import find, shapes_world
+from triptych.recipes.base import Recipe, with_settings
 from triptych.recipes.demo import demo
 from triptych.rewards import GenEvalReward
 from triptych.scenarios.base import play
@@ -34,9 +38,13 @@ from triptych.scenarios.text_to_image import TextToImage
 from triptych.train.policy import Batch, PolicyConfig, PolicyLearner
 
 
-def learner(name: str, order: str, reward: str) -> PolicyLearner:
-    """The demo's with one reward, all of whose steps and drawings are learned from."""
-    recipe = demo(name)
+def edits() -> Recipe:
+    """RL on edits alone."""
+    return with_settings(find("unigen15.rl"), model="starters/unigen", kinds=("edit",))
+
+
+def learner(recipe: Recipe, order: str, reward: str) -> PolicyLearner:
+    """The recipe's with one reward, all of whose steps and drawings are learned from."""
     assert isinstance(recipe.config, PolicyConfig)
     rollout = recipe.config.rollout
     unmask = replace(rollout.draw.unmask, order=order, trained=0)
@@ -50,7 +58,7 @@ def learner(name: str, order: str, reward: str) -> PolicyLearner:
     model.set_attention("sdpa")
     made = replace(recipe, config=config).build(config).learner(model)
     assert isinstance(made, PolicyLearner) and isinstance(model, MaskedModel), (
-        f"{name} draws no masked tokens"
+        f"{config.model} draws no masked tokens"
     )
     return made
 
@@ -115,10 +123,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--reward", default="exact")
     parser.add_argument("--first", type=int, default=3)
     parser.add_argument("--along", type=float, nargs="+", default=[])
+    parser.add_argument("--edits", action="store_true")
     asked = parser.parse_args(arguments)
+    recipe, reward = (edits(), "shared") if asked.edits else (demo(asked.model), asked.reward)
     columns = {}
     for order in asked.orders:
-        made = learner(asked.model, order, asked.reward)
+        made = learner(recipe, order, reward)
         rounds = [of_steps(made, made.collect(i + 1)) for i in range(asked.rounds)]
         steps = range(len(rounds[0]))
         columns[order] = [share([g[s] for g in rounds]) for s in steps]
