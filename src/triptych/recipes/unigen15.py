@@ -116,8 +116,9 @@ def sft() -> Recipe:
 def align() -> Recipe:
     """Stage 3, edit instruction alignment: source and instruction in, what the edited picture shows out.
 
-    Nothing is drawn and nothing mixed in. As the paper's, but fewer steps, at a rate for a tiny model, which
-    falls on a line (the paper: 500 steps, 1e-5, cosine).
+    The paper has that alone, for 500 steps at 1e-5. A tiny model that has never told what a picture shows
+    needs a higher rate, and forgets by it: with nothing else in 300 steps, questions went from 94 to 45% and
+    edits from 46 to 30%. So half of a batch is what SFT had: drawing 0.2, editing 0.2, reading 0.1.
     """
     made = derived(
         sft(),
@@ -127,9 +128,9 @@ def align() -> Recipe:
         steps=300,
         batch=64,
         micro_batch=64,
-        read_share=0.0,
-        edit_share=0.0,
-        more=dict(describe=1.0),
+        read_share=0.1,
+        edit_share=0.2,
+        more=dict(describe=0.5),
         optimizer=OptimizerConfig(lr=1e-4, warmup=10, decay=1.0),
         evaluate_every=0,
     )
