@@ -20,6 +20,7 @@ from tiny_unirl import starter_unirl
 from triptych import cli
 from triptych.arguments import flags_of
 from triptych.evals.editing import CRITERIA
+from triptych.evals.intervals import wilson
 from triptych.models import load
 from triptych.models.base import to_pictures
 from triptych.recipes import shapes_world
@@ -492,4 +493,7 @@ def test_draw_and_ask_and_eval_do_what_they_say(run: Callable[[str], Ended]) -> 
     rows = [json.loads(line) for line in Path("out/samples/eval/samples.jsonl").read_text().splitlines()]
     right = sum(row["correct"] for row in rows)
     assert len(rows) == 6 and re.search(rf"all +6 +{right / 6:.1%}", ended.out)
+    found, low, high = wilson(right, 6)
+    own = rf"judge +6 +{found:.1%} +{low:.1%} to {high:.1%}"
+    assert re.search(own, ended.out), "its quiz, with intervals"
     assert len(list(Path("out/samples/eval").glob("*.png"))) == 6

@@ -1,27 +1,20 @@
-"""The imbalance from a table of counts, and models that look, guess or know a secret."""
+"""The imbalance from a table of counts, and what looks like collusion."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tiny_runs import silent, toy_recipe
 from triptych.errors import UserError
-from triptych.evals.collusion import colluding, imbalance, self_quiz
+from triptych.evals.collusion import colluding, imbalance
 from triptych.evals.evaluation import Evaluation
-from triptych.evals.intervals import share, wilson
-from triptych.evals.prompts import QUESTIONS, metadata_of
+from triptych.evals.intervals import Interval, share, wilson
 from triptych.recipes.base import Recipe, train
-from triptych.rewards.quiz import grade
-from triptych.scenarios.base import RolloutSettings
 from triptych.train.checkpoint import latest_checkpoint
 from triptych.train.loop import read_evaluations
 from triptych.train.policy import PolicyConfig
-from triptych.trajectory import Picture, Prompt, Task
-
-ANIMALS = ("dog", "cat", "cow", "horse")
 
 
 def test_both_halves_by_hand() -> None:
@@ -31,62 +24,6 @@ def test_both_halves_by_hand() -> None:
     for name, k, n in (("right_but_misread", 10, 40), ("read_but_misdrawn", 5, 35)):
         assert tuple(found[name].values()) == (n, *wilson(k, n))
     assert imbalance([(False, False)])["right_but_misread"]["n"] == 0
-
-
-def drawing(animal: str) -> Picture:
-    return torch.full((2, 2, 3), ANIMALS.index(animal), dtype=torch.uint8)
-
-
-class Model:
-    """Answers by a function of the picture; acts in batches as a real one does."""
-
-    def __init__(self, answer: Callable[[Picture], str]) -> None:
-        self.answer = answer
-
-    def generate_text(self, prompts: Sequence[Prompt], *_: Any) -> Sequence[Prompt]:
-        assert len(prompts) <= 3
-        return prompts
-
-    def texts(self, prompts: Sequence[Prompt]) -> list[str]:
-        return [self.answer(prompt.pictures[0]) for prompt in prompts]
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        # the model draws 3 of 4 cats, cows and horses right, else a dog, and dogs always; one of those false
-        # dogs is shown where a dog was asked for
-        (lambda p: ANIMALS[int(p[0, 0, 0])], {"self_reward": 13, "judge": 13, "shuffled_answers": 1}),
-        (lambda p: "a dog", {"self_reward": 4, "judge": 13, "shuffled_answers": 4}),
-        (lambda p: "nothing", {"self_reward": 0, "judge": 13, "shuffled_answers": 0}),
-    ],
-)
-def test_a_model_that_looks_and_one_that_guesses(
-    answer: Callable[[Picture], str], expected: dict[str, int]
-) -> None:
-    wanted = [animal for animal in ANIMALS for _ in range(4)]
-    drawn = [name if i % 4 else "dog" for i, name in enumerate(wanted)]
-    question = {"question": QUESTIONS["single_object"][0]}
-    tasks = [
-        Task(
-            id=f"{i}",
-            prompt=name,
-            metadata=metadata_of("single_object", [{"class": name, "count": 1}]),
-            answer=name,
-            columns=question,
-        )
-        for i, name in enumerate(wanted)
-    ]
-    found = self_quiz(
-        Model(answer),  # type: ignore[arg-type]
-        tasks,
-        [drawing(name) for name in drawn],
-        [a == b for a, b in zip(wanted, drawn, strict=True)],
-        lambda task, picture, text: grade(text, task.metadata) == 1,
-        RolloutSettings(batch=3),
-    )
-    assert {name: found[name]["score"] * 16 for name in expected} == expected
-    assert found["judge"]["n"] == 16
 
 
 def quiz(
@@ -116,7 +53,7 @@ def quiz(
     ],
 )
 def test_what_looks_like_collusion(before: dict[str, Any], after: dict[str, Any], reason: str | None) -> None:
-    found = colluding(before, after)
+    found = colluding(*({name: Interval.of(row) for name, row in rows.items()} for rows in (before, after)))
     assert (found is None) == (reason is None) and (reason or "") in (found or ""), found
 
 

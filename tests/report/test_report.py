@@ -18,7 +18,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from triptych.errors import UserError
-from triptych.evals.intervals import wilson
+from triptych.evals.intervals import share, wilson
 from triptych.report import build_report
 from triptych.report.build import templates
 from triptych.report.charts import MOST_POINTS, Chart, Series, moving_mean, thin, ticks
@@ -62,6 +62,13 @@ def drawing(run: Path, name: str, i: int, correct: bool, rng: np.random.Generato
     }
 
 
+def quiz(own: int, judge: int, rendered: int = 58, misread: int | None = 3) -> dict[str, Any]:
+    """Of 60 drawings; ``misread`` of those that are right."""
+    counts = {"self_reward": (own, 60), "judge": (judge, 60), "shuffled_answers": (2, 60)}
+    counts |= {"rendered": (rendered, 60), "right_but_misread": (misread or 0, judge if misread else 0)}
+    return {name: share(k, n) for name, (k, n) in counts.items()}
+
+
 def evaluation(step: int, name: str, correct: list[bool], shift: float) -> dict[str, Any]:
     tags = {}
     for k, tag in enumerate(TAGS):
@@ -79,6 +86,7 @@ def evaluation(step: int, name: str, correct: list[bool], shift: float) -> dict[
         "tags": tags,
         "macro": sum(t["score"] for t in tags.values()) / len(tags),
         "heldout": heldout,
+        "quiz": quiz(30 + round(100 * shift), 60 * sum(correct) // len(correct)),
     }
 
 
@@ -219,7 +227,6 @@ def test_each_number_is_shown(page: str) -> None:
     assert "Skipped updates 1 of 200 steps" in text
     assert f"understanding 0.93 0.89 {MINUS}0.04 {MINUS}4%" in text
     assert "background drift 0.004 0.004 0" in text
-    assert "right but misread share of right drawings that the model itself answers wrongly about 0." in text
     assert "exact share of" not in text, "this run's reward is nothing that nobody trained on"
     assert "control 51.9%" in text
     assert "optimizer.lr 0.0003" in text and "resume none" in text
@@ -235,6 +242,37 @@ def test_the_table_of_tags(page: str) -> None:
     first, last = (" to ".join(f"{100 * end:.0f}" for end in wilson(right, 10)[1:]) for right in (was, now))
     row = f"counting 10 {was / 10:.1%} {first} {now / 10:.1%} {last} {points((now - was) / 10)}"
     assert row in text_of(page)
+
+
+def low_and_high(k: int, n: int) -> str:
+    return " to ".join(f"{100 * end:.0f}" for end in wilson(k, n)[1:])
+
+
+def test_answers_about_its_own_drawings_have_intervals_and_are_told_once(page: str) -> None:
+    text = text_of(page)
+    own = f"implies 50.0% {low_and_high(30, 60)} 56.7% {low_and_high(34, 60)} +6.7"
+    halves = f"that are right 10.0% {low_and_high(3, 30)} 7.1% {low_and_high(3, 42)} {MINUS}2.9"
+    assert own in text and halves in text
+    assert text.count("right but misread") == 1 and "pleases itself:" not in text
+
+
+@pytest.mark.parametrize(
+    ("after", "reason"),
+    [
+        (quiz(58, 30), "the self-reward rose (self-reward 50.0% to 96.7%, judge 50.0% to 50.0%"),
+        (quiz(58, 30, misread=None), "the self-reward rose"),  # a share of nothing does not hide it
+        (quiz(58, 58), None),  # it draws better
+        (quiz(30, 30) | {"shuffled_answers": share(30, 60)}, "drawings of other prompts"),
+        ({}, None),
+        ({"self_reward": "high"}, None),
+    ],
+)
+def test_a_model_that_pleases_itself_is_told_of(tmp_path: Path, after: Any, reason: str | None) -> None:
+    same: dict[str, Any] = {"score": 0.5, "n": 60}
+    ends = [{"step": 0, "name": "before", "quiz": quiz(30, 30)}, {"step": 9, "name": "after", "quiz": after}]
+    write_rows(tmp_path / "evals.jsonl", [end | same for end in ends])
+    text = text_of(build_report(tmp_path).read_text("utf-8"))
+    assert ("It pleases itself: " in text) == (reason is not None) and (reason or "") in text
 
 
 def test_hostile_text_stays_text(page: str) -> None:

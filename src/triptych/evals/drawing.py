@@ -3,21 +3,26 @@
 Knows tasks, a scenario and a judge of pictures; which detector stands behind the judge is the caller's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from triptych.evals.collusion import Shares, imbalance
 from triptych.evals.evaluation import Evaluation
 from triptych.evals.geneval import Verdict, summarise
+from triptych.evals.intervals import share
+from triptych.evals.quiz import questions_of
 from triptych.models.base import UnifiedModel
 from triptych.rewards.base import RewardFunction, RewardSet
 from triptych.rewards.geneval import Judge
 from triptych.scenarios.base import RolloutSettings, Scenario, play
 from triptych.trajectory import NoiseKey, Picture, Prompt, Sample, Sampling, Task
 
+IsRight = Callable[[Task, Picture, str], bool]
+"""Whether an answer about a picture says all that the task's prompt implies."""
 EVALUATION_STEP = -1
 """The step in every evaluation's noise keys: the same drawings' noise before, during and after training."""
 
@@ -123,3 +128,42 @@ def read_answers(
         keys = [NoiseKey(0, EVALUATION_STEP, str(i + j), 0, "answer") for j in range(len(part))]
         answers += model.texts(model.generate_text([Prompt.of(p, q) for p, q in part], greedy, keys))
     return answers
+
+
+def self_quiz(
+    model: UnifiedModel,
+    tasks: Sequence[Task],
+    pictures: Sequence[Picture],
+    drawn_right: Sequence[bool],
+    is_right: IsRight,
+    settings: RolloutSettings,
+) -> Shares:
+    """The model asked about its own drawings, ``pictures[i]`` of ``tasks[i]``, greedily.
+
+    "self_reward": answers that are right. "judge": drawings that are, by whoever found ``drawn_right``.
+    "shuffled_answers": answers that are right by their own prompt where the picture is another prompt's, with
+    another answer to the same question: near chance for a model that looks, high for one that does not. And
+    both halves of the :func:`~triptych.evals.collusion.imbalance`. Tasks need ``answer`` and a question.
+    """
+    own = range(len(tasks))
+    others = [_other(tasks, i) for i in own]
+
+    def answered(shown: Sequence[int | None]) -> list[bool]:
+        asked = [(i, pictures[j]) for i, j in zip(own, shown, strict=True) if j is not None]
+        answers = read_answers(model, [(p, questions_of(tasks[i])[0]) for i, p in asked], settings)
+        return [is_right(tasks[i], p, answer) for (i, p), answer in zip(asked, answers, strict=True)]
+
+    right, shuffled = answered(own), answered(others)
+    return {
+        "self_reward": share(sum(right), len(right)),
+        "judge": share(sum(drawn_right), len(drawn_right)),
+        "shuffled_answers": share(sum(shuffled), len(shuffled)),
+        **imbalance(list(zip(drawn_right, right, strict=True))),
+    }
+
+
+def _other(tasks: Sequence[Task], i: int) -> int | None:
+    """A task with another answer, of the same tag where there is one; None where all have the same."""
+    different = [j for j, task in enumerate(tasks) if task.answer != tasks[i].answer]
+    alike = [j for j in different if tasks[j].metadata.get("tag") == tasks[i].metadata.get("tag")]
+    return next((found[i % len(found)] for found in (alike, different) if found), None)

@@ -27,19 +27,30 @@ def print_edits(summary: Mapping[str, Any]) -> None:
 
 
 def print_table(summary: Mapping[str, Any]) -> None:
-    """Per tag and overall: prompts, share right by the official rule, its 95% interval; then held-out."""
-    table = Table(title="held-out prompts, GenEval's official rule", box=SIMPLE_HEAD)
-    for title in ("tag", "prompts", "right", "95% interval"):
-        table.add_column(title, justify="left" if title == "tag" else "right")
-    last = list(summary["tags"])[-1]
-    for name, row in {**summary["tags"], "all": summary}.items():
-        interval = f"{row['low']:.1%} to {row['high']:.1%}"
-        table.add_row(name, str(row["n"]), f"{row['score']:.1%}", interval, end_section=name == last)
-    console = Console()
-    console.print(table)
+    """Per tag and overall: prompts, share right by the official rule, its interval; held-out; quiz."""
+    console, quiz = Console(), summary.get("quiz", {})
+    tags = {**summary["tags"], "all": summary}
+    console.print(_shares("held-out prompts, GenEval's official rule", ("tag", "prompts", "right"), tags))
     console.print(
         f"mean over tags {summary['macro']:.1%}; dense score {summary['dense']:.3f}; held out:",
         highlight=False,
     )
     for name, value in summary.get("heldout", {}).items():
-        console.print(f"  {name.replace('_', ' '):<17} {value:.3f}", highlight=False)
+        if name not in quiz:
+            console.print(f"  {name.replace('_', ' '):<17} {value:.3f}", highlight=False)
+    if quiz:
+        titles = ("measure", "of", "share")
+        rows = {name.replace("_", " "): row for name, row in quiz.items() if row["n"]}
+        console.print(_shares("asked about its own drawings", titles, rows))
+
+
+def _shares(title: str, titles: tuple[str, str, str], rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Rows of name, n, share and 95% interval; a rule before "all"."""
+    table, names = Table(title=title, box=SIMPLE_HEAD), list(rows)
+    for i, name in enumerate((*titles, "95% interval")):
+        table.add_column(name, justify="right" if i else "left")
+    for name, following in zip(names, [*names[1:], ""], strict=True):
+        row = rows[name]
+        interval = f"{row['low']:.1%} to {row['high']:.1%}"
+        table.add_row(name, f"{row['n']}", f"{row['score']:.1%}", interval, end_section=following == "all")
+    return table

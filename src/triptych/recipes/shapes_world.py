@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from triptych.errors import UserError
-from triptych.evals.collusion import Shares, self_quiz
-from triptych.evals.drawing import diversity, evaluate_drawing, read_answers
+from triptych.evals.collusion import Shares
+from triptych.evals.drawing import diversity, evaluate_drawing, read_answers, self_quiz
 from triptych.evals.editing import Grades, grade, summarise_edits
 from triptych.evals.evaluation import Evaluation
 from triptych.evals.geneval import MIRRORED, Metadata, Verdict, judge
@@ -361,7 +361,7 @@ def evaluation(settings: RolloutSettings, tasks: int) -> Callable[[UnifiedModel,
     categories' mean grades, 1 to 5), "diversity" (of drawings of one prompt), "background_drift" (mean
     distance of drawings' backgrounds from the world's). Of at most MOST_QUIZZED drawings, evenly chosen,
     "right_but_misread" and "read_but_misdrawn" (:func:`triptych.evals.collusion.imbalance`) and
-    "shuffled_answers" (:func:`triptych.evals.collusion.self_quiz`), each absent where there is nothing to
+    "shuffled_answers" (:func:`triptych.evals.drawing.self_quiz`), each absent where there is nothing to
     take a share of; the summary's "quiz" has their intervals.
     """
     drawn = test_tasks(tasks)

@@ -12,9 +12,18 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from triptych.evals.intervals import Interval
 from triptych.report import wording
 from triptych.report.charts import layout
-from triptych.report.compare import Pair, change_between, judged, pair_up, share_of
+from triptych.report.compare import (
+    Pair,
+    change_between,
+    flatters_itself,
+    judged,
+    pair_up,
+    share_of,
+    shares_of,
+)
 from triptych.report.curves import curves
 from triptych.report.pictures import best_and_worst, last_training_samples, outcomes
 from triptych.report.read import Row, RunFiles, Values, column, number_or_none, read_run
@@ -22,9 +31,12 @@ from triptych.report.wording import duration, number, percent
 
 MEANINGS = {
     "exact": "share of drawings that show what was asked and nothing else",
-    "right_but_misread": "share of right drawings that the model itself answers wrongly about",
-    "read_but_misdrawn": "share of its right answers that are about wrong drawings",
-    "shuffled_answers": "share of answers that still fit when drawings are shuffled: given without looking",
+    "self_reward": "its answers about its own drawings say what the prompt implies",
+    "judge": "these drawings are right by the judge that it never sees",
+    "rendered": "its answers about pictures that it did not draw are right",
+    "shuffled_answers": "its answers fit the prompt though another's drawing is shown: it does not look",
+    "right_but_misread": "its answer is wrong, of drawings that are right",
+    "read_but_misdrawn": "the drawing is wrong, of those that it answers right about",
 }
 """Of measures whose names do not say it."""
 WORDINGS = (wording.number, wording.percent, wording.points, wording.signed)
@@ -105,6 +117,8 @@ def _view(run: RunFiles) -> dict[str, Any]:
         "charts": drawn,
         "other_charts": other_charts,
         "tags": list(_tags(before, after)),
+        "quiz": list(_quiz(before, after)),
+        "flatters": flatters_itself(before, after),
         "measures": list(_measures(before, after, _object(_object(run.config, "config"), "rewards"))),
         "other_evals": [(row.get("name"), share, row.get("n")) for row, share in others],
         "samples_of": _spoken(latest),
@@ -208,13 +222,21 @@ def _tags(before: Row, after: Row) -> Iterator[dict[str, Any]]:
             yield {"name": name.replace("_", " "), "n": n, "shares": shares}
 
 
+def _quiz(before: Row, after: Row) -> Iterator[tuple[str, str, tuple[Interval | None, Interval | None]]]:
+    """Shares of a model's answers about its own drawings: name, meaning, before and after."""
+    first, last = shares_of(before, "quiz"), shares_of(after, "quiz")
+    for name in {**first, **last}:
+        yield name.replace("_", " "), MEANINGS.get(name, ""), (first.get(name), last.get(name))
+
+
 def _measures(before: Row, after: Row, rewards: Row) -> Iterator[tuple[str, str, float | None, float | None]]:
     """Measures that no reward of the run saw: name, meaning if it does not tell, before, after.
 
-    Whether more is better differs, so the change is not judged.
+    Whether more is better differs, so the change is not judged. What the quiz tells stands there.
     """
     first, last = _object(before, "heldout"), _object(after, "heldout")
-    for name in (name for name in {**first, **last} if name not in rewards):
+    told = {*rewards, *_object(before, "quiz"), *_object(after, "quiz")}
+    for name in (name for name in {**first, **last} if name not in told):
         was, now = number_or_none(first.get(name)), number_or_none(last.get(name))
         if was is not None or now is not None:
             yield str(name).replace("_", " ").replace("/", " / "), MEANINGS.get(name, ""), was, now

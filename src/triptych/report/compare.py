@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from typing import NamedTuple
 
+from triptych.evals.collusion import colluding
 from triptych.evals.intervals import Interval, combined, paired_change, wilson
 from triptych.report.read import Row, number_or_none
 
@@ -35,6 +36,23 @@ def share_of(entry: Row) -> Interval | None:
     if n is None or n < 1 or not 0 <= score <= 1 or ("step" in entry and not judged(entry)):
         return Interval(score, score, score)
     return wilson(score * n, n)
+
+
+def shares_of(evaluation: Row, key: str) -> dict[str, Interval]:
+    """The shares by name that an evaluation has under a key, without those of nothing."""
+    rows = evaluation.get(key)
+    found = rows.items() if isinstance(rows, dict) else ()
+    told = {str(name): share_of(row) for name, row in found if isinstance(row, dict) and row.get("n")}
+    return {name: share for name, share in told.items() if share}
+
+
+def flatters_itself(before: Row, after: Row) -> str | None:
+    """Why its answers about its own drawings look like collusion; None if they do not, or were not asked."""
+    first, last = shares_of(before, "quiz"), shares_of(after, "quiz")
+    both = first.keys() & last.keys()
+    if not both >= {"self_reward", "shuffled_answers"}:
+        return None
+    return colluding({name: first[name] for name in both}, last)
 
 
 def change_between(before: Row, after: Row, pairs: Sequence[Pair]) -> tuple[Interval | None, bool]:
