@@ -349,7 +349,7 @@ def edit_evaluation(settings: RolloutSettings, n: int) -> Callable[[UnifiedModel
     return evaluate
 
 
-MOST_QUESTIONS, MOST_EDITS, MOST_QUIZZED = 300, 200, 120
+MOST_QUESTIONS, MOST_EDITS = 300, 200
 
 
 def evaluation(settings: RolloutSettings, tasks: int) -> Callable[[UnifiedModel, int], Evaluation]:
@@ -359,10 +359,10 @@ def evaluation(settings: RolloutSettings, tasks: int) -> Callable[[UnifiedModel,
     most prompts name), "understanding" (answers about rendered held-out scenes, at most MOST_QUESTIONS),
     "edit" (held-out edits, at most MOST_EDITS, right by the official rule) and "edit_overall" (the
     categories' mean grades, 1 to 5), "diversity" (of drawings of one prompt), "background_drift" (mean
-    distance of drawings' backgrounds from the world's). Of at most MOST_QUIZZED drawings, evenly chosen,
-    "right_but_misread" and "read_but_misdrawn" (:func:`triptych.evals.collusion.imbalance`) and
-    "shuffled_answers" (:func:`triptych.evals.drawing.self_quiz`), each absent where there is nothing to
-    take a share of; the summary's "quiz" has their intervals.
+    distance of drawings' backgrounds from the world's), "right_but_misread" and "read_but_misdrawn"
+    (:func:`triptych.evals.collusion.imbalance`) and "shuffled_answers"
+    (:func:`triptych.evals.drawing.self_quiz`), each absent where there is nothing to take a share of; the
+    summary's "quiz" has their intervals.
     """
     drawn = test_tasks(tasks)
 
@@ -381,15 +381,8 @@ def evaluation(settings: RolloutSettings, tasks: int) -> Callable[[UnifiedModel,
         if "read" in model.can:
             asked = min(MOST_QUESTIONS, tasks)
             heldout["understanding"] = sum(understood(model, settings, asked)) / asked
-            every = range(0, len(drawn), -(-len(drawn) // MOST_QUIZZED))
-            found_quiz = self_quiz(
-                model,
-                quizzed([drawn[i] for i in every]),
-                [found.pictures[i] for i in every],
-                [found.rows[i]["correct"] for i in every],
-                answered_right,
-                settings,
-            )
+            right = [row["correct"] for row in found.rows]
+            found_quiz = self_quiz(model, quizzed(drawn), found.pictures, right, answered_right, settings)
             rendered = share(heldout["understanding"] * asked, asked)
             quizzes["quiz"] = {**found_quiz, "rendered": rendered}
             heldout |= {name: found_quiz[name]["score"] for name in UNSEEN if found_quiz[name]["n"]}
