@@ -9,11 +9,13 @@ import torch
 
 from tiny_models import starter_showo
 from tiny_unirl import starter_unirl
+from triptych.models import load
 from triptych.trajectory import Denoising, NoiseKey, Prompt, Sampling
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import latent_signal
+from collusion import PAIRS, confused
 from gradient_signal import orthogonal, share
 from prompt_heard import TIMES, colours_exchanged, heard, turned_round
 
@@ -52,6 +54,19 @@ def test_relations_are_turned_round() -> None:
     assert turned_round("a photo of a ring left of two crosses") == "a photo of a ring right of two crosses"
     assert turned_round("a photo of a ring below a cross") == "a photo of a ring above a cross"
     assert turned_round("a photo of a ring and a cross") is None
+
+
+def test_colours_are_exchanged_where_the_model_listens_and_nowhere_else(tmp_path: Path) -> None:
+    starter_showo().save_pretrained(tmp_path / "whole")
+    whole, found = load(tmp_path / "whole"), load(confused(str(tmp_path / "whole"), tmp_path / "confused"))
+    colours = [whole.tokenizer.convert_tokens_to_ids(word) for pair in PAIRS for word in pair]
+    red, blue = colours[:2]
+    before, after = whole.network.state_dict(), found.network.state_dict()
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert len(changed) == 1 and "embed" in changed[0]
+    rows = (before[changed[0]] != after[changed[0]]).any(1).nonzero().flatten().tolist()
+    assert {red, blue} <= set(rows) <= set(colours)
+    assert torch.equal(after[changed[0]][red], before[changed[0]][blue])
 
 
 def test_a_model_that_never_learned_hears_nothing() -> None:
