@@ -181,6 +181,18 @@ ALL = (
         ("SFT", "GRPO", HALVES),
         limits="The imbalance is SFT's less GRPO's. Budgets are steps, see the minutes.",
     ),
+    Claim(
+        "U5",
+        "On the Show-o starter SFT gains more in drawing where the answer's gradient reaches the drawing than"
+        " where it does not.",
+        [
+            Arm(f"{regime} SFT", "unirl.showo.sft", "starters/showo", BRIEF | {"regime": regime})
+            for regime in ("end_to_end", "separate")
+        ],
+        [m.QUIZ, m.UNDERSTANDING],
+        _above("end_to_end SFT", "separate SFT", "generation"),
+        "Asked when U1 had been run.",
+    ),
 )
 CLAIMS: Mapping[str, Claim] = {claim.name: claim for claim in ALL}
 
