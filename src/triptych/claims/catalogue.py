@@ -186,8 +186,11 @@ ALL = (
         "On the Show-o starter SFT gains more in drawing where the answer's gradient reaches the drawing than"
         " where it does not.",
         [
-            Arm(f"{regime} SFT", "unirl.showo.sft", "starters/showo", BRIEF | {"regime": regime})
-            for regime in ("end_to_end", "separate")
+            Arm("starter", "unirl.showo.grpo", "starters/showo", BRIEF, trained=False),
+            *(
+                Arm(f"{regime} SFT", "unirl.showo.sft", "starters/showo", BRIEF | {"regime": regime})
+                for regime in ("end_to_end", "separate")
+            ),
         ],
         [m.QUIZ, m.UNDERSTANDING],
         _above("end_to_end SFT", "separate SFT", "generation"),
