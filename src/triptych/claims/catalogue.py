@@ -1,6 +1,7 @@
 """The claims of UniRL-Zero (Z), UniGen-1.5 (C) and UniRL (U), on the starters: data, and nothing else.
 
-Margins were fixed before anything was run. Recipes are looked up by name when a claim is run.
+Margins were fixed before anything was run, but where a claim's limits say that something was asked later.
+Recipes are looked up by name when a claim is run.
 """
 
 from collections.abc import Mapping, Sequence

@@ -46,11 +46,12 @@ def print_table(summary: Mapping[str, Any]) -> None:
 
 def _shares(title: str, titles: tuple[str, str, str], rows: Mapping[str, Mapping[str, Any]]) -> Table:
     """Rows of name, n, share and 95% interval; a rule before "all"."""
-    table, names = Table(title=title, box=SIMPLE_HEAD), list(rows)
+    table = Table(title=title, box=SIMPLE_HEAD)
     for i, name in enumerate((*titles, "95% interval")):
         table.add_column(name, justify="right" if i else "left")
-    for name, following in zip(names, [*names[1:], ""], strict=True):
-        row = rows[name]
+    for name, row in rows.items():
+        if name == "all":
+            table.add_section()
         interval = f"{row['low']:.1%} to {row['high']:.1%}"
-        table.add_row(name, f"{row['n']}", f"{row['score']:.1%}", interval, end_section=following == "all")
+        table.add_row(name, f"{row['n']}", f"{row['score']:.1%}", interval)
     return table

@@ -51,7 +51,7 @@ def _both(config: PolicyConfig, **sft: Any) -> dict[str, PolicyConfig]:
 
 # -- on a starter ----------------------------------------------------------------------------------
 # By the demo's settings for drawings. Words learn here too, so all weights do, and by Adam; SFT has fewer
-# episodes of more prompts, and a lower rate. The rates were tried on one seed each.
+# episodes of more prompts, and a lower rate. docs/unirl.md tells how those of Janus were chosen.
 SHOWO = replace(
     demo.DEMOS["showo"],
     steps=40,

@@ -18,11 +18,11 @@ from triptych.report.charts import layout
 from triptych.report.compare import (
     Pair,
     change_between,
-    flatters_itself,
     judged,
     pair_up,
+    pleases_itself,
+    quiz_of,
     share_of,
-    shares_of,
 )
 from triptych.report.curves import curves
 from triptych.report.pictures import best_and_worst, last_training_samples, outcomes
@@ -33,7 +33,7 @@ MEANINGS = {
     "exact": "share of drawings that show what was asked and nothing else",
     "self_reward": "its answers about its own drawings say what the prompt implies",
     "judge": "these drawings are right by the judge that it never sees",
-    "rendered": "its answers about pictures that it did not draw are right",
+    "rendered": "understanding, with its interval: answers about pictures that it did not draw",
     "shuffled_answers": "its answers fit the prompt though another's drawing is shown: it does not look",
     "right_but_misread": "its answer is wrong, of drawings that are right",
     "read_but_misdrawn": "the drawing is wrong, of those that it answers right about",
@@ -118,7 +118,7 @@ def _view(run: RunFiles) -> dict[str, Any]:
         "other_charts": other_charts,
         "tags": list(_tags(before, after)),
         "quiz": list(_quiz(before, after)),
-        "flatters": flatters_itself(before, after),
+        "pleases": pleases_itself(before, after),
         "measures": list(_measures(before, after, _object(_object(run.config, "config"), "rewards"))),
         "other_evals": [(row.get("name"), share, row.get("n")) for row, share in others],
         "samples_of": _spoken(latest),
@@ -224,7 +224,7 @@ def _tags(before: Row, after: Row) -> Iterator[dict[str, Any]]:
 
 def _quiz(before: Row, after: Row) -> Iterator[tuple[str, str, tuple[Interval | None, Interval | None]]]:
     """Shares of a model's answers about its own drawings: name, meaning, before and after."""
-    first, last = shares_of(before, "quiz"), shares_of(after, "quiz")
+    first, last = quiz_of(before), quiz_of(after)
     for name in {**first, **last}:
         yield name.replace("_", " "), MEANINGS.get(name, ""), (first.get(name), last.get(name))
 
@@ -235,7 +235,7 @@ def _measures(before: Row, after: Row, rewards: Row) -> Iterator[tuple[str, str,
     Whether more is better differs, so the change is not judged. What the quiz tells stands there.
     """
     first, last = _object(before, "heldout"), _object(after, "heldout")
-    told = {*rewards, *_object(before, "quiz"), *_object(after, "quiz")}
+    told = {*rewards, *quiz_of(before), *quiz_of(after)}
     for name in (name for name in {**first, **last} if name not in told):
         was, now = number_or_none(first.get(name)), number_or_none(last.get(name))
         if was is not None or now is not None:
